@@ -1,5 +1,15 @@
 //! candlewick runs and adapts small language models on your own machine.
 
+pub mod adapter;
+pub mod checkpoint;
+pub mod embed;
 pub mod error;
+pub mod generate;
+pub mod kernels;
+pub mod models;
+pub mod nn;
+pub mod tokenizer;
+pub mod train;
+pub mod weight;
 
 pub use error::{Error, Result};

@@ -1,1 +1,1 @@
-fn main() {}
+//! The one integration test binary; each topic is a module.

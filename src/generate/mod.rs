@@ -1,0 +1,1 @@
+//! Sampling, stop rules, the scheduler and the engine thread that together turn prompts into tokens.

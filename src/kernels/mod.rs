@@ -1,0 +1,4 @@
+//! Numeric operations that need speed or a gradient; the only room with device code and `unsafe`.
+//!
+//! It knows no model and no file format. Each op's file holds, in order: the public function, which picks a fused
+//! or a reference implementation; `reference`, in plain differentiable tensor ops; the custom op; its tests.

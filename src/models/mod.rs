@@ -1,0 +1,1 @@
+//! One file per family, the list of architectures, and the loaded model handle.

@@ -1,0 +1,1 @@
+//! Fine-tuning of adapters as an iterator of optimizer steps.
