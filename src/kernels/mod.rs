@@ -2,3 +2,10 @@
 //!
 //! It knows no model and no file format. Each op's file holds, in order: the public function, which picks a fused
 //! or a reference implementation; `reference`, in plain differentiable tensor ops; the custom op; its tests.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod gated_act;
+pub mod layer_norm;
+pub mod rms_norm;
+pub mod rope;
