@@ -89,12 +89,15 @@ CASES = [
         {
             "model_type": "qwen2",
             **sizes(
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=256,
                 tie_word_embeddings=True,
-                rope_parameters=rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=32),
+                rope_parameters=rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=64),
             ),
         },
         3,
-        lengths=(1, 6, 50),
+        lengths=(1, 6, 70),
         old_spelling=True,
         rope_kind_key="type",
     ),
@@ -135,6 +138,7 @@ CASES = [
         {
             "model_type": "llama",
             **sizes(
+                head_dim=16,
                 tie_word_embeddings=False,
                 rope_parameters=rope(
                     "llama3",
@@ -185,13 +189,14 @@ CASES = [
             "model_type": "llama",
             **sizes(
                 head_dim=16,
+                max_position_embeddings=256,
                 tie_word_embeddings=True,
                 rope_parameters=rope(
                     "yarn",
                     factor=4.0,
-                    original_max_position_embeddings=32,
-                    beta_fast=8.0,
-                    beta_slow=0.5,
+                    original_max_position_embeddings=64,
+                    beta_fast=2.0,
+                    beta_slow=0.25,
                     mscale=1.0,
                     mscale_all_dim=0.7,
                     truncate=False,
@@ -199,7 +204,7 @@ CASES = [
             ),
         },
         11,
-        lengths=(1, 5, 50),
+        lengths=(1, 5, 70),
     ),
     Case(
         "llama/bias",
