@@ -1,0 +1,66 @@
+"""Run and adapt small language models on your own machine.
+
+Load a checkpoint in Hugging Face layout and generate text, at once, streamed or from an event loop::
+
+    >>> import candlewick as cw
+    >>> model = cw.Model.from_pretrained("candlewick/tiny")
+    >>> generator = cw.Generator(model, max_new_tokens=8)
+    >>> isinstance(generator.generate("Once upon a time").text, str)
+    True
+
+Nothing here prints; messages go to the logger ``candlewick``.
+"""
+
+import logging
+
+from ._native import (
+    DecodeStream,
+    Generation,
+    Generator,
+    Model,
+    StreamToken,
+    Tokenizer,
+    TokenStream,
+    __version__,
+)
+from .errors import (
+    AdapterError,
+    CandlewickError,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    DeviceError,
+    InternalError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    OutOfMemoryError,
+    TrainingDivergedError,
+    UnsupportedModelError,
+)
+
+__all__ = [
+    "AdapterError",
+    "CandlewickError",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "DecodeStream",
+    "DeviceError",
+    "Generation",
+    "Generator",
+    "InternalError",
+    "InvalidArgumentError",
+    "Model",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "StreamToken",
+    "TokenStream",
+    "Tokenizer",
+    "TrainingDivergedError",
+    "UnsupportedModelError",
+    "__version__",
+]
+
+logging.getLogger("candlewick").addHandler(logging.NullHandler())

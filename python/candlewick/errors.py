@@ -1,0 +1,89 @@
+"""The exceptions that candlewick raises, grouped by what the caller can do about them.
+
+File errors, wrong argument types and Ctrl-C are not here: they are Python's own ``FileNotFoundError``,
+``PermissionError``, ``OSError``, ``TypeError`` and ``KeyboardInterrupt``. Every class below is also one of Python's
+own, so code that catches ``ValueError`` or ``MemoryError`` keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "CandlewickError",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "DeviceError",
+    "InternalError",
+    "InvalidArgumentError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "TrainingDivergedError",
+    "UnsupportedModelError",
+]
+
+
+class CandlewickError(Exception):
+    """The base of every exception that is candlewick's own."""
+
+
+class ModelNotFoundError(CandlewickError, FileNotFoundError):
+    """A model or adapter is neither on this machine nor on the hub."""
+
+
+class UnsupportedModelError(CandlewickError, ValueError):
+    """The checkpoint is of an architecture that candlewick does not have; the message lists those it has."""
+
+
+class ConfigError(CandlewickError, ValueError):
+    """A configuration file lacks a field, or holds a value that cannot be honoured."""
+
+
+class CheckpointError(CandlewickError, ValueError):
+    """Tensors of a checkpoint are missing, malformed or of the wrong shape; the message lists all of them."""
+
+
+class AdapterError(CandlewickError, ValueError):
+    """An adapter cannot be applied as its files say, so none of it was applied.
+
+    Attributes:
+        code: A stable name of the reason for programs, such as ``"shape_mismatch"``.
+    """
+
+    code: str
+
+    def __init__(self, message: str, code: str = "invalid_adapter") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[AdapterError], tuple[str, str]]:
+        return type(self), (self.args[0], self.code)
+
+
+class InvalidArgumentError(CandlewickError, ValueError):
+    """An argument has a value outside of what is allowed."""
+
+
+class DataError(CandlewickError, ValueError):
+    """A row of input or training data cannot be used; the message names the file and the line."""
+
+
+class ContextLengthError(CandlewickError, ValueError):
+    """A prompt is longer than the model or the request allows."""
+
+
+class DeviceError(CandlewickError, RuntimeError):
+    """The device does not exist or cannot be opened here."""
+
+
+class OutOfMemoryError(CandlewickError, MemoryError):
+    """The work would need more memory than there is, or than was allowed; nothing was started."""
+
+
+class TrainingDivergedError(CandlewickError, ArithmeticError):
+    """Training produced a loss or a gradient that is not finite."""
+
+
+class InternalError(CandlewickError, RuntimeError):
+    """A fault of candlewick or of a library below it, not of the caller."""
