@@ -1,8 +1,8 @@
 """The exceptions that candlewick raises, grouped by what the caller can do about them.
 
 File errors, wrong argument types and Ctrl-C are not here: they are Python's own ``FileNotFoundError``,
-``PermissionError``, ``OSError``, ``TypeError`` and ``KeyboardInterrupt``. Every class below is also one of Python's
-own, so code that catches ``ValueError`` or ``MemoryError`` keeps working.
+``PermissionError``, ``OSError``, ``TypeError`` and ``KeyboardInterrupt``. Every class below is also one of
+Python's own, so code that catches ``ValueError`` or ``MemoryError`` keeps working.
 """
 
 from __future__ import annotations

@@ -1,0 +1,287 @@
+"""The ``candlewick`` command.
+
+It is the one place of the package that writes to standard output. Everything it does goes through the public
+names of ``candlewick``, so each command is also an example. Answers go to standard output; everything else (what
+is loaded, speeds, errors) goes to standard error, so output can be piped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import candlewick as cw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TINY = "candlewick/tiny"
+STORY = "Once upon a time"
+QUESTIONS = ("Who are you?", "What color is the sky?")
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+CHAT_HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: The arguments without the program's name; default: those of the process.
+
+    Returns:
+        0; 2 after an error, which is one line on standard error; 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except (cw.CandlewickError, OSError) as error:
+        _note("error: " + " ".join(str(error).split()))
+        return EXIT_ERROR
+    return code
+
+
+# --- commands ---------------------------------------------------------------------------------------------
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Show what the library does on the bundled model, without any network."""
+    with cw.Model.from_pretrained(TINY, device=arguments.device) as model:
+        print(f"candlewick {cw.__version__} with its bundled model: {_summary(model)}\n")
+        generator = cw.Generator(model, seed=arguments.seed)
+
+        print("A story, streamed as it is written:\n")
+        print(f"  {STORY}", end="", flush=True)
+        _print_stream(generator.stream(STORY, max_new_tokens=120, temperature=0.7, top_p=0.9))
+
+        print("\nTwo questions, through the model's chat template:")
+        for question in QUESTIONS:
+            print(f"\n  > {question}\n  ", end="", flush=True)
+            message = [{"role": "user", "content": question}]
+            _print_stream(generator.stream(message, max_new_tokens=40, temperature=0.0))
+
+    print('\nNext: candlewick chat MODEL, or in Python: cw.Model.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")')
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """Continue a prompt, or answer it with ``--chat``."""
+    prompt: str | list[dict[str, str]] = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if arguments.chat or arguments.system is not None:
+        prompt = [*_system(arguments), {"role": "user", "content": str(prompt)}]
+    with _load(arguments) as model:
+        result = _print_stream(cw.Generator(model, **_sampling(arguments)).stream(prompt))
+    if arguments.stats:
+        _note(
+            f"{result.prompt_tokens} prompt tokens at {result.prompt_tokens_per_second:.1f}/s, "
+            f"{result.generated_tokens} generated at {result.tokens_per_second:.1f}/s, "
+            f"first after {result.time_to_first_token_s:.2f} s ({result.finish_reason})"
+        )
+    return 0
+
+
+def chat(arguments: argparse.Namespace) -> int:
+    """Talk with a model; the conversation is kept until ``/reset``."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        _enable_line_editing()
+    with _load(arguments) as model:
+        generator = cw.Generator(model, **_sampling(arguments))
+        if interactive:
+            _note(f"{_summary(model)}\n{CHAT_HELP}")
+        messages = _system(arguments)
+        while True:
+            try:
+                line = input("> " if interactive else "").strip()
+            except EOFError:
+                return 0
+            if line == "/quit":
+                return 0
+            if line == "/reset":
+                messages = _system(arguments)
+            elif line.startswith("/"):
+                _note(f"unknown command {line.split()[0]}. {CHAT_HELP}")
+            elif line:
+                messages = _answer(generator, [*messages, {"role": "user", "content": line}])
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Describe a model."""
+    with _load(arguments) as model:
+        rows = {
+            "source": model.source,
+            "architecture": model.architecture,
+            "parameters": f"{model.num_parameters:,}",
+            "memory": _bytes(model.size_in_bytes),
+            "dtype": model.dtype,
+            "device": model.device,
+            "context length": f"{model.context_length:,} tokens",
+            "vocabulary": f"{model.vocab_size:,} tokens",
+            "chat template": "yes" if model.tokenizer.chat_template else "no",
+            "defaults": ", ".join(f"{k}={v}" for k, v in model.generation_defaults.items()) or "none",
+        }
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+# --- parts of commands ------------------------------------------------------------------------------------
+
+
+def _answer(generator: cw.Generator, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Stream the answer and return the conversation with it; without the question if it does not fit."""
+    try:
+        stream = generator.stream(messages)
+    except cw.ContextLengthError as error:
+        _note(f"error: {error}; /reset starts anew")
+        return messages[:-1]
+    answer = ""
+    with stream:
+        try:
+            for token in stream:
+                answer += token.text
+                print(token.text, end="", flush=True)
+        except cw.ContextLengthError as error:
+            _note(f"error: {error}; /reset starts anew")
+            return messages[:-1]
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+    print()
+    return [*messages, {"role": "assistant", "content": answer}]
+
+
+def _print_stream(stream: cw.TokenStream) -> cw.Generation:
+    """Print the pieces of a stream as they come, then a line end."""
+    with stream:
+        for token in stream:
+            print(token.text, end="", flush=True)
+    print()
+    return stream.result
+
+
+def _load(arguments: argparse.Namespace) -> cw.Model:
+    return cw.Model.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        quantize=arguments.quantize,
+        revision=arguments.revision,
+        local_files_only=arguments.local_files_only,
+    )
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling keywords that were given; the others stay the model's own."""
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def _system(arguments: argparse.Namespace) -> list[dict[str, str]]:
+    return [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+
+
+def _summary(model: cw.Model) -> str:
+    size = _bytes(model.size_in_bytes)
+    return f"{model.source} ({model.architecture}, {model.num_parameters:,} parameters, {size} on {model.device})"
+
+
+def _bytes(count: int) -> str:
+    amount, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def _note(message: str) -> None:
+    print(f"candlewick: {message}", file=sys.stderr, flush=True)
+
+
+def _enable_line_editing() -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (importing it is what gives input() its history)
+
+
+# --- arguments --------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="candlewick", description="Run small language models on your own machine.")
+    parser.add_argument("--version", action="version", version=f"candlewick {cw.__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what the library logs")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("demo", help="see it work, offline, on the bundled model")
+    _add_device(command)
+    command.add_argument("--seed", type=int, default=7, help="seed of the story (default: %(default)s)")
+    command.set_defaults(run=demo)
+
+    command = commands.add_parser("generate", help="continue a prompt, or answer it with --chat")
+    _add_model(command)
+    command.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads standard input")
+    command.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    command.add_argument("--stats", action="store_true", help="say how fast it was on standard error")
+    _add_sampling(command)
+    command.set_defaults(run=generate)
+
+    command = commands.add_parser("chat", help="talk with a model", description=CHAT_HELP)
+    _add_model(command)
+    _add_sampling(command)
+    command.set_defaults(run=chat)
+
+    command = commands.add_parser("info", help="describe a model")
+    _add_model(command)
+    command.set_defaults(run=info)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help=f"hub id, directory or .gguf file; {TINY} is bundled")
+    _add_device(command)
+    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    command.add_argument("--quantize", metavar="FORMAT", help="store the weights in this format")
+    command.add_argument("--revision", help="branch, tag or commit on the hub")
+    command.add_argument("--local-files-only", action="store_true", help="use no network")
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, metal or cuda:N (default: %(default)s)")
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("sampling", "What is not given is the model's own default.")
+    group.add_argument("-n", "--max-new-tokens", type=int, metavar="N")
+    group.add_argument("-t", "--temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, metavar="R")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    command.add_argument("--system", metavar="TEXT", help="system message")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
