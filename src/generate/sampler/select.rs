@@ -162,11 +162,11 @@ fn keep_top(kept: &mut Vec<Candidate>, k: usize, order: &mut Vec<f32>) -> f32 {
 
 /// Keeps the fewest candidates, largest first, whose weights sum to at least `mass`.
 ///
-/// Among equals the larger id comes first, as in an ascending stable sort read from its end.
+/// Among equals the smaller id comes first, as in greedy decoding.
 pub(super) fn nucleus(kept: &mut Vec<Candidate>, mass: f64, order: &mut Vec<Candidate>) {
     order.clear();
     order.extend_from_slice(kept);
-    let by_rank = |a: &Candidate, b: &Candidate| descending(a.logit, b.logit).then(b.id.cmp(&a.id));
+    let by_rank = |a: &Candidate, b: &Candidate| descending(a.logit, b.logit).then(a.id.cmp(&b.id));
     let mut open = order.as_mut_slice();
     let mut above = 0f64;
     while open.len() > 16 {
@@ -289,7 +289,7 @@ mod tests {
             let total: f64 = all.iter().map(|c| f64::from(c.weight)).sum();
             for p in [1e-6, 0.1, 0.5, 0.9, 0.999] {
                 let mut sorted = all.clone();
-                sorted.sort_by(|a, b| descending(a.logit, b.logit).then(b.id.cmp(&a.id)));
+                sorted.sort_by(|a, b| descending(a.logit, b.logit).then(a.id.cmp(&b.id)));
                 let mut above = 0.0;
                 sorted.retain(|c| {
                     let keep = above < p * total;
