@@ -1,0 +1,139 @@
+//! Where the assistant speaks in a rendered chat, for a loss on its words alone.
+//!
+//! A template with `{% generation %}` blocks says so itself. For others the chat is rendered up to each
+//! assistant turn with the generation prompt, which is what a model sees before it speaks, and up to
+//! its end. Some templates write a turn differently when others follow it (reasoning that is dropped,
+//! for example); such a turn is found by exchanging its content, and ends with the next token that
+//! ends a generation.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::chat_template::prepare_messages;
+use super::template_engine::{CompiledTemplate, MARK_VARIABLE};
+use super::{ChatOptions, RenderedChat, Tokenizer};
+use crate::error::{Error, Result};
+
+impl Tokenizer {
+    /// Renders `messages` and says where the assistant speaks, all turns included.
+    ///
+    /// A turn includes the token that ends it, but not the header that introduces it.
+    ///
+    /// # Errors
+    /// As [`apply_chat_template`](Self::apply_chat_template); `InvalidArgument` also if a turn cannot be
+    /// found in the text, or if `options` ask for a text that does not end with the last message.
+    pub fn assistant_spans(&self, messages: &Value, options: &ChatOptions) -> Result<RenderedChat> {
+        if options.continue_final_message {
+            return Err(Error::argument("continue_final_message", true, "false for assistant spans"));
+        }
+        let messages = prepare_messages(messages)?;
+        let template = CompiledTemplate::new(self.select_template(options)?)?;
+        let renderer = Renderer { tokenizer: self, template: &template, options };
+        if template.marks_generation {
+            return renderer.marked(messages);
+        }
+        let text = renderer.render(&messages, options.add_generation_prompt)?;
+        let mut assistant: Vec<Range<usize>> = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            if message.get("role").and_then(Value::as_str) == Some("assistant") {
+                let after = assistant.last().map_or(0, |range| range.end);
+                let span = renderer.locate(&text, &messages, index, after).ok_or_else(|| {
+                    let value = format!("an assistant turn {index} that the text does not show whole");
+                    let allowed = "a chat template with {% generation %} blocks for such messages";
+                    Error::argument("messages", value, allowed)
+                })?;
+                assistant.push(span);
+            }
+        }
+        Ok(RenderedChat { text, assistant })
+    }
+
+    /// The end after the first token at or after `from` that ends a generation.
+    fn end_of_turn(&self, text: &str, from: usize) -> Option<usize> {
+        let ends = self.eos_token_ids().iter().filter_map(|&id| self.id_to_token(id));
+        ends.filter_map(|token| Some(from + text[from..].find(&token)? + token.len())).min()
+    }
+}
+
+/// Renders parts of one chat.
+struct Renderer<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a CompiledTemplate,
+    options: &'a ChatOptions,
+}
+
+impl Renderer<'_> {
+    fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
+        let options = ChatOptions { add_generation_prompt, ..self.options.clone() };
+        self.template.render(&self.tokenizer.variables(messages.to_vec(), &options)?)
+    }
+
+    /// Renders with a mark around what the template calls generated, and takes the marks out.
+    fn marked(&self, messages: Vec<Value>) -> Result<RenderedChat> {
+        let mut variables = self.tokenizer.variables(messages, self.options)?;
+        let mark = unused_mark(&Value::Object(variables.clone()).to_string());
+        variables.insert(MARK_VARIABLE.into(), mark.as_str().into());
+        let marked = self.template.render(&variables)?;
+        let mut chat = RenderedChat::default();
+        for (index, part) in marked.split(&mark).enumerate() {
+            let start = chat.text.len();
+            chat.text.push_str(part);
+            if index % 2 == 1 && !part.is_empty() {
+                chat.assistant.push(start..chat.text.len());
+            }
+        }
+        Ok(chat)
+    }
+
+    /// The assistant turn `index` in `text`, not before `after`.
+    fn locate(&self, text: &str, messages: &[Value], index: usize, after: usize) -> Option<Range<usize>> {
+        let content = self.content_span(text, messages, index);
+        let start = self.start_of_turn(text, &messages[..index]).or(content.as_ref().map(|c| c.start))?;
+        let end = self.end_by_prefix(text, &messages[..=index]).or_else(|| {
+            let from = content.map_or(start, |content| content.end);
+            self.tokenizer.end_of_turn(text, from).or(Some(from))
+        })?;
+        (after <= start && start < end).then_some(start..end)
+    }
+
+    /// Where the model would begin to speak: as far as the text agrees with the chat before the turn
+    /// and its generation prompt.
+    fn start_of_turn(&self, text: &str, before: &[Value]) -> Option<usize> {
+        let history = if before.is_empty() { String::new() } else { self.render(before, false).ok()? };
+        let prompt = self.render(before, true).ok()?;
+        let agreed = common_prefix(text, &prompt);
+        (prompt.len() > history.len() && text.starts_with(&history) && agreed > history.len())
+            .then_some(agreed)
+    }
+
+    fn end_by_prefix(&self, text: &str, until: &[Value]) -> Option<usize> {
+        let prefix = self.render(until, false).ok()?;
+        text.starts_with(&prefix).then_some(prefix.len())
+    }
+
+    /// The place of the turn's content, found by rendering the chat with another content there.
+    fn content_span(&self, text: &str, messages: &[Value], index: usize) -> Option<Range<usize>> {
+        let mark = unused_mark(text);
+        let mut messages = messages.to_vec();
+        let content = messages.get_mut(index)?.get_mut("content")?;
+        *content = Value::from(mark.as_str());
+        let marked = self.render(&messages, self.options.add_generation_prompt).ok()?;
+        let (before, behind) = marked.split_once(&mark)?;
+        let fits = before.len() + behind.len() <= text.len();
+        (fits && text.starts_with(before) && text.ends_with(behind))
+            .then(|| before.len()..text.len() - behind.len())
+    }
+}
+
+/// A short text that `text` does not contain.
+fn unused_mark(text: &str) -> String {
+    let marks = (0..).map(|number: u64| format!("\u{F8FF}{number}\u{F8FF}"));
+    let mut unused = marks.filter(|mark| !text.contains(mark));
+    unused.next().unwrap_or_default()
+}
+
+/// Length in bytes of the longest common beginning, in whole characters.
+fn common_prefix(a: &str, b: &str) -> usize {
+    a.char_indices().zip(b.chars()).find(|((_, x), y)| x != y).map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
