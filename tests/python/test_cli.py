@@ -1,0 +1,142 @@
+"""The ``candlewick`` command, run as a user runs it."""
+
+import importlib.metadata
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import candlewick as cw
+from candlewick import cli
+
+CLI = ("-m", "candlewick.cli")
+TINY = "candlewick/tiny"
+
+
+def test_demo(run_python):
+    done = run_python(*CLI, "demo", env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert cli.STORY in done.stdout
+    for question in cli.QUESTIONS:
+        answer = done.stdout.split(f"> {question}\n", 1)[1].split("\n")[0].strip()
+        assert len(answer.split()) > 2, done.stdout
+
+
+def test_demo_is_the_same_every_time(run_python):
+    assert run_python(*CLI, "demo").stdout == run_python(*CLI, "demo").stdout
+
+
+def test_the_command_is_installed():
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="candlewick")
+    assert script.load() is cli.main
+    assert shutil.which("candlewick")
+
+
+def test_version(run_python):
+    assert run_python(*CLI, "--version").stdout == f"candlewick {cw.__version__}\n"
+
+
+def test_generate_equals_the_library(run_python, greedy):
+    done = run_python(*CLI, "generate", TINY, "The dog", "-n", "8", "-t", "0")
+    assert done.stdout == greedy.generate("The dog", max_new_tokens=8).text + "\n"
+    assert done.stderr == ""
+
+
+def test_generate_options(run_python, greedy):
+    done = run_python(*CLI, "generate", TINY, "-", "-n", "8", "-t", "0", "--stats", stdin="The dog")
+    assert done.stdout == greedy.generate("The dog", max_new_tokens=8).text + "\n"
+    assert "prompt tokens" in done.stderr
+    message = [{"role": "user", "content": "Who are you?"}]
+    done = run_python(*CLI, "generate", TINY, "Who are you?", "--chat", "-n", "16", "-t", "0", "--stop", ".")
+    assert done.stdout == greedy.generate(message, max_new_tokens=16, stop=".").text + "\n"
+
+
+def test_chat_keeps_the_conversation_until_reset(run_python, greedy):
+    lines = ["Who are you?", "What color is the sky?", "/nonsense", "/reset", "What color is the sky?", "/quit", "no"]
+    done = run_python(*CLI, "chat", TINY, "-n", "24", "-t", "0", stdin="\n".join(lines) + "\n")
+    assert done.returncode == 0, done.stderr
+    assert "/nonsense" in done.stderr
+
+    conversation = [{"role": "user", "content": lines[0]}]
+    first = greedy.generate(conversation, max_new_tokens=24).text
+    conversation += [{"role": "assistant", "content": first}, {"role": "user", "content": lines[1]}]
+    second = greedy.generate(conversation, max_new_tokens=24).text
+    alone = greedy.generate(conversation[-1:], max_new_tokens=24).text
+    assert done.stdout == f"{first}\n{second}\n{alone}\n"
+
+
+def test_chat_ends_with_its_input(run_python):
+    assert run_python(*CLI, "chat", TINY, stdin="").returncode == 0
+
+
+def test_chat_survives_a_message_that_is_too_long(run_python, tiny_model):
+    line = "dog " * (tiny_model.context_length + 1)
+    done = run_python(*CLI, "chat", TINY, "-n", "4", "-t", "0", stdin=f"{line}\nWho are you?\n")
+    assert done.returncode == 0
+    assert "/reset" in done.stderr
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_info(run_python, tiny_model):
+    done = run_python(*CLI, "info", TINY)
+    assert f"{tiny_model.num_parameters:,}" in done.stdout
+    assert "qwen2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "./no-such-directory", "Hello"),
+        ("generate", TINY, "Hello", "--temperature", "-1"),
+        ("info", TINY, "--dtype", "float13"),
+        ("info", TINY, "--device", "cuda:63"),
+    ],
+)
+def test_errors_are_one_line(run_python, arguments):
+    done = run_python(*CLI, *arguments)
+    assert done.returncode == cli.EXIT_ERROR
+    assert done.stdout == ""
+    assert done.stderr.startswith("candlewick: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_wrong_usage_shows_usage(run_python):
+    done = run_python(*CLI, "nonsense")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: candlewick")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a child there")
+def test_ctrl_c(slow_model):
+    child = subprocess.Popen(
+        [sys.executable, *CLI, "generate", str(slow_model), "w1 w2", "-n", "30000", "-t", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.read(1)
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == cli.EXIT_INTERRUPTED
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal there")
+def test_a_reader_that_leaves_is_no_error(slow_model):
+    child = subprocess.Popen(
+        [sys.executable, *CLI, "generate", str(slow_model), "w1 w2", "-n", "30000", "-t", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.read(1)
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait(60) == cli.EXIT_BROKEN_PIPE
