@@ -176,9 +176,7 @@ CASES = [
         "llama/dynamic",
         {
             "model_type": "llama",
-            **sizes(
-                max_position_embeddings=32, tie_word_embeddings=True, rope_parameters=rope("dynamic", factor=2.0)
-            ),
+            **sizes(max_position_embeddings=32, tie_word_embeddings=True, rope_parameters=rope("dynamic", factor=2.0)),
         },
         10,
         lengths=(1, 5, 20, 32, 33, 50),
