@@ -5,9 +5,21 @@
 //! running the program inside it.
 
 mod atomic;
+pub mod hub;
 mod json;
 mod safetensors;
 
 pub use atomic::AtomicFile;
+pub use hub::{Hub, HubEnv, HubOptions, Progress, Wanted, resolve};
 pub use json::{MAX_JSON_BYTES, read_json, write_json};
 pub use safetensors::{SafetensorsSource, write_safetensors};
+
+/// Prefix and number of parts of a split GGUF's name, `prefix-00001-of-00003.gguf`.
+pub(crate) fn split_parts(name: &str) -> Option<(&str, usize)> {
+    let stem = name.strip_suffix(".gguf")?;
+    let (rest, total) = stem.rsplit_once("-of-")?;
+    let (prefix, part) = rest.rsplit_once('-')?;
+    let number = |digits: &str| (digits.len() == 5).then(|| digits.parse::<usize>().ok())?;
+    let (part, total) = (number(part)?, number(total)?);
+    (1..=total).contains(&part).then_some((prefix, total))
+}
