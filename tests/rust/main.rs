@@ -3,4 +3,5 @@
 mod checkpoint;
 mod hub;
 mod hub_server;
+mod layering;
 mod sampler;
