@@ -1,7 +1,9 @@
 //! candlewick runs and adapts small language models on your own machine.
 
 pub mod adapter;
+pub mod batch;
 pub mod checkpoint;
+pub mod device;
 pub mod embed;
 pub mod error;
 pub mod generate;
@@ -13,3 +15,5 @@ pub mod train;
 pub mod weight;
 
 pub use error::{Error, Result};
+pub use generate::{GenerationOptions, Generator, Prompt};
+pub use models::{LoadOptions, Model};

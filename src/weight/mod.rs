@@ -1,7 +1,34 @@
 //! How one matrix is stored and multiplied.
 //!
-//! It knows neither files nor models: bytes come in through [`TensorSource`], a weight goes out.
+//! It knows neither files nor models: bytes come in through [`TensorSource`], a [`Weight`] goes out. Whoever holds a
+//! weight never asks in which format it is stored.
 
+mod dense;
+mod loader;
 mod source;
 
+use std::fmt::Debug;
+
+use candle_core::{DType, Tensor};
+
+pub use dense::DenseWeight;
+pub use loader::{Loader, Scope};
 pub use source::{Format, TensorInfo, TensorSource};
+
+use crate::Result;
+
+/// A frozen matrix `[out, in]` that can be multiplied with activations.
+pub trait Weight: Send + Sync + Debug {
+    /// `x · Wᵀ`: `[tokens, in]` to `[tokens, out]` in the dtype of `x`; differentiable in `x`, never in the weight.
+    fn matmul(&self, x: &Tensor) -> Result<Tensor>;
+    /// The rows with the given indices as `[ids, in]` in `dtype`: an embedding lookup.
+    fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor>;
+    /// The whole matrix as a plain tensor `[out, in]`.
+    fn dequantize(&self, dtype: DType) -> Result<Tensor>;
+    /// `(out, in)`.
+    fn shape(&self) -> (usize, usize);
+    /// Bytes held in memory.
+    fn size_in_bytes(&self) -> usize;
+    /// How the elements are stored.
+    fn format(&self) -> Format;
+}

@@ -1,0 +1,133 @@
+//! Where tensors live: the only place that probes hardware.
+//!
+//! It deliberately knows nothing of models or kernels; a kernel asks the tensor it is given for its device.
+
+use candle_core::{DType, Device};
+
+use crate::{Error, Result};
+
+/// Opens a device by name: `"auto"`, `"cpu"`, `"metal"`, `"cuda"` or `"cuda:N"`.
+///
+/// `"auto"` takes the best accelerator this build was made for and falls back to the CPU, with a log line where an
+/// accelerator was expected but could not be opened. A device asked for by name is an error where it cannot be had.
+///
+/// # Errors
+/// [`Error::DeviceUnavailable`] where the device is not there; [`Error::InvalidArgument`] for an unknown name.
+pub fn open(name: &str) -> Result<Device> {
+    match name {
+        "auto" => Ok(open_auto()),
+        "cpu" => Ok(Device::Cpu),
+        "metal" => open_metal(),
+        "cuda" => open_cuda(0),
+        _ => match name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()) {
+            Some(ordinal) => open_cuda(ordinal),
+            None => Err(Error::argument(
+                "device",
+                format!("{name:?}"),
+                "\"auto\", \"cpu\", \"metal\", \"cuda\" or \"cuda:N\"",
+            )),
+        },
+    }
+}
+
+fn open_auto() -> Device {
+    let accelerator = if cfg!(feature = "metal") {
+        open_metal()
+    } else if cfg!(feature = "cuda") {
+        open_cuda(0)
+    } else {
+        return Device::Cpu;
+    };
+    accelerator.unwrap_or_else(|error| {
+        log::warn!("{error}; using the CPU");
+        Device::Cpu
+    })
+}
+
+fn unavailable(device: impl Into<String>, reason: impl Into<String>) -> Error {
+    Error::DeviceUnavailable { device: device.into(), reason: reason.into() }
+}
+
+fn open_metal() -> Result<Device> {
+    if !cfg!(feature = "metal") {
+        return Err(unavailable(
+            "metal",
+            "this build of candlewick has no Metal support; use \"cpu\" or \"auto\"",
+        ));
+    }
+    open_guarded("metal", || Device::new_metal(0))
+}
+
+fn open_cuda(ordinal: usize) -> Result<Device> {
+    let name = format!("cuda:{ordinal}");
+    if !cfg!(feature = "cuda") {
+        return Err(unavailable(
+            name,
+            "this build of candlewick has no CUDA support; use \"cpu\" or \"auto\"",
+        ));
+    }
+    open_guarded(&name, || Device::new_cuda(ordinal))
+}
+
+/// Opens a device whose driver bindings panic where there is no hardware.
+fn open_guarded(
+    name: &str,
+    open: impl FnOnce() -> candle_core::Result<Device> + std::panic::UnwindSafe,
+) -> Result<Device> {
+    match std::panic::catch_unwind(open) {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(error)) => Err(unavailable(name, error.to_string())),
+        Err(_) => {
+            Err(unavailable(name, "no usable GPU was found (a remote session or a sandbox may hide it)"))
+        }
+    }
+}
+
+/// The name that [`open`] would accept for this device.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_owned(),
+        candle_core::DeviceLocation::Metal { .. } => "metal".to_owned(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+    }
+}
+
+/// The dtype of activations for weights of `dtype` on `device`: f32 on the CPU, the weights' own elsewhere.
+pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
+    if device.is_cpu() { DType::F32 } else { dtype }
+}
+
+/// Waits until the device has finished all work submitted to it.
+pub fn synchronize(device: &Device) -> Result<()> {
+    Ok(device.synchronize()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_open_what_they_say() {
+        assert_eq!(name(&open("cpu").unwrap()), "cpu");
+        assert_eq!(
+            name(&open("auto").unwrap()),
+            if cfg!(any(feature = "metal", feature = "cuda")) {
+                name(&open("auto").unwrap())
+            } else {
+                "cpu".into()
+            }
+        );
+    }
+
+    #[test]
+    fn unknown_and_missing_devices_are_errors() {
+        assert!(matches!(open("tpu"), Err(Error::InvalidArgument { .. })));
+        assert!(matches!(open("cuda:x"), Err(Error::InvalidArgument { .. })));
+        if !cfg!(feature = "metal") {
+            assert!(matches!(open("metal"), Err(Error::DeviceUnavailable { .. })));
+        }
+        if !cfg!(feature = "cuda") {
+            assert!(matches!(open("cuda:1"), Err(Error::DeviceUnavailable { .. })));
+        }
+    }
+}

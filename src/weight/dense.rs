@@ -1,0 +1,58 @@
+//! A matrix stored as a plain f32, f16 or bf16 tensor on its device.
+
+use candle_core::{DType, Tensor};
+
+use super::{Format, Weight};
+use crate::{Error, Result};
+
+/// A plain tensor `[out, in]`.
+#[derive(Debug)]
+pub struct DenseWeight {
+    tensor: Tensor,
+}
+
+impl DenseWeight {
+    /// Wraps a tensor of shape `[out, in]`; it is detached from any autograd graph.
+    pub fn new(tensor: Tensor) -> Result<Self> {
+        tensor.dims2()?;
+        plain_format(tensor.dtype())?;
+        Ok(Self { tensor: tensor.detach().contiguous()? })
+    }
+}
+
+/// The format of a plain dtype.
+fn plain_format(dtype: DType) -> Result<Format> {
+    match dtype {
+        DType::F32 => Ok(Format::F32),
+        DType::F16 => Ok(Format::F16),
+        DType::BF16 => Ok(Format::BF16),
+        other => Err(Error::argument("dtype", other.as_str(), "float32, float16 or bfloat16")),
+    }
+}
+
+impl Weight for DenseWeight {
+    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.matmul(&self.tensor.to_dtype(x.dtype())?.t()?)?)
+    }
+
+    fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
+        let ids = Tensor::new(ids, self.tensor.device())?;
+        Ok(self.tensor.index_select(&ids, 0)?.to_dtype(dtype)?)
+    }
+
+    fn dequantize(&self, dtype: DType) -> Result<Tensor> {
+        Ok(self.tensor.to_dtype(dtype)?)
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        (self.tensor.dims()[0], self.tensor.dims()[1])
+    }
+
+    fn size_in_bytes(&self) -> usize {
+        self.tensor.elem_count() * self.tensor.dtype().size_in_bytes()
+    }
+
+    fn format(&self) -> Format {
+        plain_format(self.tensor.dtype()).unwrap_or(Format::F32)
+    }
+}
