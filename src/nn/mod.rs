@@ -1,1 +1,25 @@
 //! Parts of a transformer, composed by the family files in `models`; knows no model name.
+//!
+//! Activations are `[tokens, hidden]` everywhere. Only attention looks at the borders between sequences.
+
+mod adapter;
+mod attention;
+mod decoder;
+mod embedding;
+mod kv_cache;
+mod linear;
+mod mlp;
+mod norm;
+mod pass;
+mod rope;
+
+pub use adapter::{Adapter, AdapterPlan, AdapterSet};
+pub use attention::{Attention, AttentionConfig};
+pub use decoder::{Decoder, DecoderConfig};
+pub use embedding::Embedding;
+pub use kv_cache::{KvCache, KvLayout};
+pub use linear::Linear;
+pub use mlp::GatedMlp;
+pub use norm::{LayerNorm, RmsNorm};
+pub use pass::Pass;
+pub use rope::{Rope, RopeConfig, RopeScaling, RopeTables};

@@ -1,0 +1,73 @@
+//! A linear layer: a frozen weight, perhaps a bias, and whatever adapters the work brings along.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::Pass;
+use crate::Result;
+use crate::weight::{Scope, Weight};
+
+/// `y = x · Wᵀ + b` under the checkpoint's path.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    path: String,
+    weight: Arc<dyn Weight>,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Reads `weight` `[out, in]` and, if asked for, `bias` `[out]` below `scope`.
+    pub fn load(scope: &Scope, inn: usize, out: usize, bias: bool) -> Result<Self> {
+        let weight = scope.matrix("weight", out, inn)?;
+        let bias = if bias { Some(scope.tensor("bias", &[out])?) } else { None };
+        Ok(Self { path: scope.path().to_owned(), weight, bias })
+    }
+
+    /// A layer over an existing weight, such as a head tied to the embedding.
+    pub fn new(path: impl Into<String>, weight: Arc<dyn Weight>, bias: Option<Tensor>) -> Self {
+        Self { path: path.into(), weight, bias }
+    }
+
+    /// `[tokens, in]` to `[tokens, out]`.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let y = self.weight.matmul(x)?;
+        let plan = pass.adapters();
+        if plan.is_empty() {
+            return self.add_bias(y, self.bias.as_ref());
+        }
+        let y = self.add_bias(y, self.bias.as_ref())?;
+        plan.apply(&self.path, y, |adapter, rows, part| {
+            let part = match (adapter.bias(), &self.bias) {
+                (Some(new), Some(old)) => part.broadcast_add(&(new - old)?)?,
+                (Some(new), None) => part.broadcast_add(new)?,
+                (None, _) => part,
+            };
+            let input =
+                if rows.len() == x.dims()[0] { x.clone() } else { x.narrow(0, rows.start, rows.len())? };
+            adapter.forward(self.weight.as_ref(), &input, part)
+        })
+    }
+
+    fn add_bias(&self, y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        Ok(match bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        })
+    }
+
+    /// The path that checkpoints and adapter files use.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The frozen weight.
+    pub fn weight(&self) -> &Arc<dyn Weight> {
+        &self.weight
+    }
+
+    /// The bias `[out]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}

@@ -1,0 +1,80 @@
+//! One trip through a model: the batch and everything else that is not the model.
+
+use candle_core::Device;
+
+use super::{AdapterPlan, KvCache, Rope, RopeTables};
+use crate::Result;
+use crate::batch::Batch;
+
+/// The batch, the caches its sequences continue, and the adapters its rows use.
+pub struct Pass<'a> {
+    batch: &'a Batch,
+    caches: Option<Vec<&'a mut KvCache>>,
+    adapters: AdapterPlan,
+    tables: Vec<RopeTables>,
+    cancelled: Option<&'a (dyn Fn() -> bool + 'a)>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over whole sequences that keeps no keys and values; the only kind that can be differentiated.
+    pub fn new(batch: &'a Batch) -> Self {
+        Self { batch, caches: None, adapters: AdapterPlan::default(), tables: Vec::new(), cancelled: None }
+    }
+
+    /// A pass that continues one cache for each sequence of the batch and appends to it.
+    pub fn with_caches(batch: &'a Batch, caches: Vec<&'a mut KvCache>) -> Self {
+        debug_assert_eq!(batch.sequences(), caches.len());
+        Self { caches: Some(caches), ..Self::new(batch) }
+    }
+
+    /// The same pass with adapters.
+    pub fn with_adapters(mut self, adapters: AdapterPlan) -> Self {
+        self.adapters = adapters;
+        self
+    }
+
+    /// The same pass, given up between two layers as soon as `cancelled` says so.
+    pub fn with_cancellation(mut self, cancelled: &'a (dyn Fn() -> bool + 'a)) -> Self {
+        self.cancelled = Some(cancelled);
+        self
+    }
+
+    /// Whether the pass is to be given up.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|cancelled| cancelled())
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &'a Batch {
+        self.batch
+    }
+
+    /// The adapters of the batch's rows.
+    pub fn adapters(&self) -> &AdapterPlan {
+        &self.adapters
+    }
+
+    /// A pass for the head alone, over the given rows of this one and with their adapters.
+    pub fn select(&self, rows: &[u32]) -> Pass<'a> {
+        Pass { adapters: self.adapters.select(rows), ..Pass::new(self.batch) }
+    }
+
+    /// The caches, one for each sequence.
+    pub fn caches(&mut self) -> Option<&mut [&'a mut KvCache]> {
+        self.caches.as_deref_mut()
+    }
+
+    /// Computes the rotation tables of a model's kinds of layers, once for all its layers.
+    pub fn prepare_rope(&mut self, ropes: &[Rope], device: &Device) -> Result<()> {
+        self.tables.clear();
+        for rope in ropes {
+            self.tables.push(rope.tables(self.batch, device)?);
+        }
+        Ok(())
+    }
+
+    /// The tables of rotation kind `index`; `None` before [`Pass::prepare_rope`].
+    pub fn rope(&self, index: usize) -> Option<&RopeTables> {
+        self.tables.get(index)
+    }
+}
