@@ -1,0 +1,156 @@
+//! From a source to opened files: where a checkpoint lies, what its configuration says, what it stores.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::DType;
+use serde_json::Value;
+
+use super::fields::Fields;
+use crate::checkpoint::{SafetensorsSource, read_json};
+use crate::tokenizer::Tokenizer;
+use crate::weight::{Format, TensorSource};
+use crate::{Error, Result};
+
+/// Where to find a model and in which form to hold it.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// `"auto"`, `"cpu"`, `"metal"`, `"cuda"` or `"cuda:N"`.
+    pub device: String,
+    /// `"auto"` (the checkpoint's), `"float32"`, `"bfloat16"` or `"float16"`.
+    pub dtype: String,
+    /// A limit on weights, caches and activations in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// The directory of `candlewick/tiny`, where it is not in the source tree.
+    pub bundled: Option<PathBuf>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { device: "auto".into(), dtype: "auto".into(), memory_limit_bytes: None, bundled: None }
+    }
+}
+
+/// The name of the model that comes with candlewick.
+pub const BUNDLED: &str = "candlewick/tiny";
+
+/// The opened files of one model.
+pub struct Checkpoint {
+    /// What the caller asked for.
+    pub name: String,
+    /// The directory with `config.json`.
+    pub directory: PathBuf,
+    /// `config.json`.
+    pub config: Value,
+    /// `generation_config.json`, or an empty object.
+    pub generation_config: Value,
+    /// The tensors.
+    pub tensors: Arc<dyn TensorSource>,
+}
+
+impl Checkpoint {
+    /// Finds and opens `name`.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], and whatever the files' own readers report.
+    pub fn open(name: &str, options: &LoadOptions) -> Result<Self> {
+        let directory = locate(name, options)?;
+        let config_path = directory.join("config.json");
+        if !config_path.is_file() {
+            let reason = format!("the directory {} has no config.json", directory.display());
+            return Err(Error::ModelNotFound { name: name.to_owned(), reason });
+        }
+        let config = read_json(&config_path)?;
+        let generation_path = directory.join("generation_config.json");
+        let generation_config = if generation_path.is_file() {
+            read_json(&generation_path)?
+        } else {
+            Value::Object(Default::default())
+        };
+        let tensors = Arc::new(SafetensorsSource::open(&directory)?);
+        Ok(Self { name: name.to_owned(), directory, config, generation_config, tensors })
+    }
+
+    /// `model_type` of the configuration.
+    pub fn model_type(&self) -> Result<&str> {
+        let fields = Fields::new("config.json", &self.config)?;
+        match fields.text("model_type")? {
+            Some(_) => Ok(self.config["model_type"].as_str().unwrap_or_default()),
+            None => Err(fields.error("model_type", "the field is missing")),
+        }
+    }
+
+    /// The dtype to hold weights in: as asked, or the configuration's, or that of the first stored matrix.
+    pub fn dtype(&self, asked: &str) -> Result<DType> {
+        let parse = |name: &str| match name.strip_prefix("torch.").unwrap_or(name) {
+            "float32" => Some(DType::F32),
+            "bfloat16" => Some(DType::BF16),
+            "float16" => Some(DType::F16),
+            _ => None,
+        };
+        if asked != "auto" {
+            let allowed = "\"auto\", \"float32\", \"bfloat16\" or \"float16\"";
+            return parse(asked).ok_or_else(|| Error::argument("dtype", format!("{asked:?}"), allowed));
+        }
+        let configured = ["dtype", "torch_dtype"].iter().find_map(|field| self.config.get(field)?.as_str());
+        if let Some(dtype) = configured.and_then(parse) {
+            return Ok(dtype);
+        }
+        let mut names = self.tensors.names();
+        names.sort();
+        let stored =
+            names.iter().filter_map(|name| self.tensors.info(name)).find(|info| info.shape.len() == 2);
+        Ok(match stored.map(|info| info.format) {
+            Some(Format::BF16) => DType::BF16,
+            Some(Format::F16) => DType::F16,
+            _ => DType::F32,
+        })
+    }
+
+    /// The tokenizer of the directory, which learns all ids that end a generation.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::from_dir(&self.directory)?;
+        let eos = self.eos_token_ids(Some(&tokenizer));
+        Ok(tokenizer.with_eos_token_ids(eos))
+    }
+
+    /// All ids that end a generation: the generation configuration's, the configuration's, the tokenizer's.
+    pub fn eos_token_ids(&self, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
+        let mut ids = token_ids(self.generation_config.get("eos_token_id"));
+        ids.extend(token_ids(self.config.get("eos_token_id")));
+        ids.extend(tokenizer.map(Tokenizer::eos_token_ids).unwrap_or_default());
+        let mut seen = std::collections::HashSet::new();
+        ids.retain(|id| seen.insert(*id));
+        ids
+    }
+
+    /// Whether there is a tokenizer at all; a bare checkpoint still serves token ids.
+    pub fn has_tokenizer(&self) -> bool {
+        self.directory.join("tokenizer.json").is_file()
+    }
+}
+
+/// A token id field: absent, one id, or a list of them.
+fn token_ids(value: Option<&Value>) -> Vec<u32> {
+    let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(one).collect(),
+        Some(value) => one(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+fn locate(name: &str, options: &LoadOptions) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if name == BUNDLED {
+        let in_tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/candlewick/tiny");
+        let directory = options.bundled.clone().unwrap_or(in_tree);
+        if directory.is_dir() {
+            return Ok(directory);
+        }
+    }
+    Err(Error::ModelNotFound { name: name.to_owned(), reason: "no such directory".into() })
+}

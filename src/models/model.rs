@@ -1,0 +1,356 @@
+//! The loaded model: an immutable, cheaply cloned handle.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use super::load::{Checkpoint, LoadOptions};
+use super::{Fields, architecture};
+use crate::batch::Batch;
+use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, Linear, Pass};
+use crate::tokenizer::Tokenizer;
+use crate::weight::{Loader, TensorSource};
+use crate::{Error, Result, device};
+
+/// A decoder with its tokenizer and configuration; clones share everything.
+#[derive(Clone)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    directory: PathBuf,
+    model_type: String,
+    config: Value,
+    generation_config: Value,
+    decoder: Decoder,
+    shape: DecoderConfig,
+    tokenizer: Option<Tokenizer>,
+    device: Device,
+    dtype: DType,
+    memory_limit_bytes: Option<u64>,
+    eos_token_ids: Vec<u32>,
+    /// Held while a pass runs: one submitter per device, and passes do not fight for cores.
+    execution: Mutex<()>,
+    /// What other rooms keep for this model, such as its engine, one value of a type.
+    extensions: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    process: u32,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Inner { name, model_type, .. } = &*self.inner;
+        write!(f, "Model({name:?}, {model_type}, {}, {})", self.device_name(), self.dtype_name())
+    }
+}
+
+impl Model {
+    /// Loads a model from a directory, the hub, or the bundled one.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`], [`Error::UnsupportedModel`], [`Error::InvalidConfig`], [`Error::InvalidCheckpoint`] with
+    /// all missing and unused tensors, [`Error::DeviceUnavailable`], [`Error::OutOfMemory`] before anything is read.
+    ///
+    /// ```
+    /// use candlewick::{LoadOptions, Model};
+    /// let model = Model::load("candlewick/tiny", &LoadOptions::default())?;
+    /// assert_eq!(model.model_type(), "qwen2");
+    /// # Ok::<(), candlewick::Error>(())
+    /// ```
+    pub fn load(name: &str, options: &LoadOptions) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(name, options)?, options)
+    }
+
+    /// Builds the model from opened files.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        let model_type = checkpoint.model_type()?.to_owned();
+        let shape = (architecture(&model_type)?.config)(&Fields::new("config.json", &checkpoint.config)?)?;
+        let device = device::open(&options.device)?;
+        let dtype = checkpoint.dtype(&options.dtype)?;
+        check_memory(checkpoint.tensors.as_ref(), dtype, options.memory_limit_bytes)?;
+        let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
+        let decoder = build(checkpoint.tensors.as_ref(), &shape, &device, dtype)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                name: checkpoint.name.clone(),
+                directory: checkpoint.directory.clone(),
+                model_type,
+                config: checkpoint.config.clone(),
+                generation_config: checkpoint.generation_config.clone(),
+                decoder,
+                shape,
+                device,
+                dtype,
+                memory_limit_bytes: options.memory_limit_bytes,
+                eos_token_ids: checkpoint.eos_token_ids(tokenizer.as_ref()),
+                tokenizer,
+                execution: Mutex::new(()),
+                extensions: Mutex::default(),
+                process: std::process::id(),
+            }),
+        })
+    }
+
+    /// What the model was loaded from.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The directory of its files.
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory
+    }
+
+    /// `model_type` of the configuration.
+    pub fn model_type(&self) -> &str {
+        &self.inner.model_type
+    }
+
+    /// `config.json` as read.
+    pub fn config(&self) -> &Value {
+        &self.inner.config
+    }
+
+    /// `generation_config.json` as read, or an empty object.
+    pub fn generation_config(&self) -> &Value {
+        &self.inner.generation_config
+    }
+
+    /// The layers.
+    pub fn decoder(&self) -> &Decoder {
+        &self.inner.decoder
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::ModelNotFound`] where the checkpoint came without `tokenizer.json`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.inner.tokenizer.as_ref().ok_or_else(|| Error::ModelNotFound {
+            name: self.inner.name.clone(),
+            reason: "it has no tokenizer.json; pass token ids instead of text".into(),
+        })
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// The device's name, such as `"cpu"`.
+    pub fn device_name(&self) -> String {
+        device::name(&self.inner.device)
+    }
+
+    /// The dtype of the weights.
+    pub fn dtype(&self) -> DType {
+        self.inner.dtype
+    }
+
+    /// The dtype's usual name, such as `"bfloat16"`.
+    pub fn dtype_name(&self) -> &'static str {
+        match self.inner.dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        }
+    }
+
+    /// The longest sequence in tokens.
+    pub fn context_length(&self) -> usize {
+        self.inner.shape.rope.context_length()
+    }
+
+    /// Number of different tokens the model can give.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.shape.vocab_size
+    }
+
+    /// Width of the activations.
+    pub fn hidden_size(&self) -> usize {
+        self.inner.shape.hidden_size
+    }
+
+    /// The limit on memory that the caller set, in bytes.
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        self.inner.memory_limit_bytes
+    }
+
+    /// Number of parameters; tied ones count once.
+    pub fn num_parameters(&self) -> usize {
+        let count = |(out, inn): (usize, usize)| out * inn;
+        let decoder = &self.inner.decoder;
+        let mut total = decoder.small_parameters() + count(decoder.embedding().weight().shape());
+        decoder.linears(&mut |linear: &Linear| total += count(linear.weight().shape()));
+        total
+    }
+
+    /// Bytes that the weights take in memory.
+    pub fn size_in_bytes(&self) -> usize {
+        let decoder = &self.inner.decoder;
+        let small = device::compute_dtype(&self.inner.device, self.inner.dtype).size_in_bytes();
+        let mut total = decoder.small_parameters() * small + decoder.embedding().weight().size_in_bytes();
+        decoder.linears(&mut |linear: &Linear| total += linear.weight().size_in_bytes());
+        total
+    }
+
+    /// Ids that end a generation, as the model's files name them.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.inner.eos_token_ids
+    }
+
+    /// Waits for other passes to end and keeps them out while the guard lives.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] in a child process that inherited the model through `fork`.
+    pub fn exclusive(&self) -> Result<MutexGuard<'_, ()>> {
+        self.check_process()?;
+        Ok(self.inner.execution.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.
+    pub fn check_process(&self) -> Result<()> {
+        if std::process::id() == self.inner.process {
+            return Ok(());
+        }
+        let reason = "the model was loaded before fork(); load it in the child process, or use the \"spawn\" start method";
+        Err(Error::internal("this process cannot use the model", reason))
+    }
+
+    /// The one value of type `T` that belongs to this model, made at first use.
+    pub fn extension<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut extensions = self.inner.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = extensions.get(&TypeId::of::<T>())
+            && let Ok(found) = Arc::clone(found).downcast::<T>()
+        {
+            return found;
+        }
+        let made = Arc::new(make());
+        extensions.insert(TypeId::of::<T>(), Arc::clone(&made) as Arc<dyn Any + Send + Sync>);
+        made
+    }
+
+    /// Final hidden states of a prepared pass: `[tokens, hidden]`.
+    pub fn forward(&self, pass: &mut Pass) -> Result<Tensor> {
+        let decoder = &self.inner.decoder;
+        let mut x = decoder.embed(pass)?;
+        for layer in 0..decoder.num_layers() {
+            if pass.is_cancelled() {
+                return Err(Error::internal("a pass was given up", "nobody waits for its results"));
+            }
+            x = decoder.layer(layer, &x, pass)?;
+        }
+        decoder.finish(&x)
+    }
+
+    /// Logits `[rows, vocab]` for hidden states `[rows, hidden]`.
+    pub fn head(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+        match self.inner.decoder.head() {
+            Some(head) => head.forward(hidden, pass),
+            None => Err(Error::internal("logits", "this checkpoint has no language-model head")),
+        }
+    }
+
+    /// Logits of every position: one f32 tensor `[seq, vocab]` on the CPU for each sequence.
+    ///
+    /// # Errors
+    /// [`Error::ContextOverflow`] and [`Error::InvalidArgument`] for sequences the model cannot take.
+    pub fn logits<S: AsRef<[u32]>>(
+        &self,
+        sequences: &[S],
+        adapters: Option<&Arc<AdapterSet>>,
+    ) -> Result<Vec<Tensor>> {
+        self.per_sequence(sequences, adapters, |hidden, pass| self.head(&hidden, pass))
+    }
+
+    /// Final hidden states of every position: one f32 tensor `[seq, hidden]` on the CPU for each sequence.
+    ///
+    /// # Errors
+    /// As [`Model::logits`].
+    pub fn hidden_states<S: AsRef<[u32]>>(
+        &self,
+        sequences: &[S],
+        adapters: Option<&Arc<AdapterSet>>,
+    ) -> Result<Vec<Tensor>> {
+        self.per_sequence(sequences, adapters, |hidden, _| Ok(hidden))
+    }
+
+    fn per_sequence<S: AsRef<[u32]>>(
+        &self,
+        sequences: &[S],
+        adapters: Option<&Arc<AdapterSet>>,
+        finish: impl Fn(Tensor, &Pass) -> Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        sequences.iter().try_for_each(|sequence| self.check_ids(sequence.as_ref()))?;
+        let batch = Batch::from_sequences(sequences);
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let plan = adapters.map(|set| AdapterPlan::all(Arc::clone(set), batch.tokens())).unwrap_or_default();
+        let _execution = self.exclusive()?;
+        let mut pass = Pass::new(&batch).with_adapters(plan);
+        let hidden = self.forward(&mut pass)?;
+        let rows = finish(hidden, &pass)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        (0..batch.sequences())
+            .map(|index| Ok(rows.narrow(0, batch.rows(index).start, batch.rows(index).len())?))
+            .collect()
+    }
+
+    /// Refuses sequences that are empty, too long, or have ids outside of the vocabulary.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::argument("input_ids", "an empty sequence", "at least one token"));
+        }
+        if ids.len() > self.context_length() {
+            return Err(Error::ContextOverflow { tokens: ids.len(), limit: self.context_length() });
+        }
+        match ids.iter().find(|id| **id as usize >= self.vocab_size()) {
+            Some(id) => Err(Error::argument(
+                "input_ids",
+                format!("token id {id}"),
+                format!("ids below {}", self.vocab_size()),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn build(
+    tensors: &dyn TensorSource,
+    shape: &DecoderConfig,
+    device: &Device,
+    dtype: DType,
+) -> Result<Decoder> {
+    let loader = Loader::new(tensors, device, dtype);
+    let root = loader.root();
+    let backbone = if root.contains("model.embed_tokens.weight") || !root.contains("embed_tokens.weight") {
+        root.at("model")
+    } else {
+        root.clone()
+    };
+    let headless =
+        !shape.tie_word_embeddings && backbone.path().is_empty() && !root.contains("lm_head.weight");
+    let decoder = Decoder::load(&backbone, &root, shape, dtype, headless)?;
+    let tied = shape.tie_word_embeddings;
+    drop((backbone, root));
+    loader.finish(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight"))?;
+    Ok(decoder)
+}
+
+/// Refuses a model whose weights alone exceed the limit, before any is read.
+fn check_memory(tensors: &dyn TensorSource, dtype: DType, limit: Option<u64>) -> Result<()> {
+    let Some(limit_bytes) = limit else { return Ok(()) };
+    let names = tensors.names();
+    let infos = names.iter().filter_map(|name| tensors.info(name));
+    let elements: usize = infos.map(|info| info.shape.iter().product::<usize>()).sum();
+    let needed_bytes = elements as u64 * dtype.size_in_bytes() as u64;
+    if needed_bytes > limit_bytes {
+        return Err(Error::OutOfMemory { what: "the model's weights".into(), needed_bytes, limit_bytes });
+    }
+    Ok(())
+}
