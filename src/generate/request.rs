@@ -1,0 +1,137 @@
+//! What a caller asks for, and the model's own defaults for what was left open.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use super::{SamplingParams, StopRules};
+use crate::models::Model;
+use crate::nn::AdapterSet;
+use crate::{Error, Result};
+
+/// Settings of one request; `None` means the model's `generation_config.json`, else the neutral value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// The most tokens to generate.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Keeps the most probable tokens; 0 is off.
+    pub top_k: Option<usize>,
+    /// Keeps the smallest set of tokens of this probability; 1 is off.
+    pub top_p: Option<f32>,
+    /// Keeps tokens this probable relative to the best; 0 is off.
+    pub min_p: Option<f32>,
+    /// Discourages tokens of prompt and output; 1 is off.
+    pub repetition_penalty: Option<f32>,
+    /// Discourages tokens of the output, once.
+    pub presence_penalty: f32,
+    /// Discourages tokens of the output, for each occurrence.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these ids.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Makes sampling repeatable; a fresh one for each request where `None`.
+    pub seed: Option<u64>,
+    /// Strings that end the text before them.
+    pub stop: Vec<String>,
+    /// Further ids that end the text.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether to go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// How many of the most probable tokens to report with each one.
+    pub logprobs: usize,
+}
+
+impl Default for GenerationOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: 0,
+        }
+    }
+}
+
+/// A prompt with everything decided.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids; at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When it ends.
+    pub stop: StopRules,
+    /// The version of an adapter that this request keeps to its end.
+    pub adapter: Option<Arc<AdapterSet>>,
+    /// How many tokens a stream may be ahead of its reader; `None` where only the whole result is wanted.
+    pub stream_capacity: Option<usize>,
+}
+
+impl Request {
+    /// Checks `options` and fills in the model's defaults.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming each bad value; [`Error::ContextOverflow`] for a prompt that leaves no room.
+    pub fn new(model: &Model, prompt: Vec<u32>, options: &GenerationOptions) -> Result<Self> {
+        if prompt.is_empty() {
+            return Err(Error::argument("prompt", "no tokens", "at least one token"));
+        }
+        if prompt.len() >= model.context_length() {
+            return Err(Error::ContextOverflow { tokens: prompt.len() + 1, limit: model.context_length() });
+        }
+        model.check_ids(&prompt)?;
+        let sampling = sampling(model.generation_config(), options);
+        sampling.validate(Some(model.vocab_size()))?;
+        let stop = StopRules {
+            stop: options.stop.clone(),
+            stop_token_ids: options.stop_token_ids.clone(),
+            eos: model.eos_token_ids().to_vec(),
+            ignore_eos: options.ignore_eos,
+            max_new_tokens: options.max_new_tokens,
+        };
+        stop.validate()?;
+        Ok(Self { prompt, sampling, stop, adapter: None, stream_capacity: None })
+    }
+
+    /// The most tokens that the request can come to, prompt included.
+    pub fn max_tokens(&self, context_length: usize) -> usize {
+        self.prompt.len().saturating_add(self.stop.max_new_tokens).min(context_length)
+    }
+}
+
+fn sampling(defaults: &Value, options: &GenerationOptions) -> SamplingParams {
+    let number = |field: &str| defaults.get(field).and_then(Value::as_f64).map(|number| number as f32);
+    let samples = defaults.get("do_sample").and_then(Value::as_bool).unwrap_or(false);
+    let default_temperature = if samples { number("temperature").unwrap_or(1.0) } else { 0.0 };
+    SamplingParams {
+        repetition_penalty: options.repetition_penalty.or(number("repetition_penalty")).unwrap_or(1.0),
+        presence_penalty: options.presence_penalty,
+        frequency_penalty: options.frequency_penalty,
+        logit_bias: options.logit_bias.clone(),
+        temperature: options.temperature.unwrap_or(default_temperature),
+        top_k: options.top_k.or(number("top_k").map(|k| k as usize)).unwrap_or(0),
+        top_p: options.top_p.or(number("top_p")).unwrap_or(1.0),
+        min_p: options.min_p.or(number("min_p")).unwrap_or(0.0),
+        seed: options.seed.unwrap_or_else(fresh_seed),
+        logprobs: options.logprobs,
+    }
+}
+
+/// A seed that differs from request to request.
+fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64);
+    RandomState::new().hash_one(nanos)
+}
