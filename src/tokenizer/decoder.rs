@@ -9,13 +9,11 @@
 //! It does not look up ids. Source: the `decoders` module of the `tokenizers` crate, whose results
 //! these stages reproduce; where that panics (stripping more than there is) they strip what there is.
 
-use std::sync::Arc;
-
-use serde_json::Value;
-use tokenizers::{Decoder, DecoderWrapper};
+use tokenizers::DecoderWrapper;
 
 use super::text_stage::{Replacer, TextStage};
-use crate::error::{Error, Result};
+use super::token_stage::{DECODER_CLEAN_UP, TokenStage, literal_replace, metaspace_rule};
+use crate::error::Result;
 
 /// The spaces that transformers' `clean_up_tokenization` removes, in its order.
 const CLEAN_UP: [(&str, &str); 10] = [
@@ -31,68 +29,12 @@ const CLEAN_UP: [(&str, &str); 10] = [
     (" 're", "'re"),
 ];
 
-/// The clean-up of the `WordPiece` and `CTC` decoders, which knows one rule more.
-const DECODER_CLEAN_UP: [(&str, &str); 11] = [
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" do not", " don't"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-];
-
 /// A decoder chain together with what it holds back; cloning a fresh one starts a new text.
 #[derive(Clone, Debug)]
 pub(super) struct Pipeline {
     tokens: Vec<TokenStage>,
     joint: Joint,
     text: Vec<TextStage>,
-}
-
-/// A stage before the joint: whole tokens in, whole tokens out.
-#[derive(Clone, Debug)]
-enum TokenStage {
-    Replace {
-        pattern: Arc<str>,
-        content: Arc<str>,
-    },
-    Strip {
-        content: char,
-        start: usize,
-        stop: usize,
-    },
-    Metaspace {
-        replacement: char,
-        drop_in_first: bool,
-        first: bool,
-    },
-    WordPiece {
-        prefix: Arc<str>,
-        cleanup: bool,
-        first: bool,
-    },
-    ByteFallback {
-        run: Vec<u8>,
-        valid: usize,
-        broken: bool,
-    },
-    Ctc {
-        pad: Arc<str>,
-        delimiter: Arc<str>,
-        cleanup: bool,
-        last: Option<String>,
-    },
-    Suffix {
-        suffix: Arc<str>,
-        held: Option<String>,
-    },
-    /// Works on each token by itself, but only the crate knows how.
-    Foreign(Arc<DecoderWrapper>),
 }
 
 /// How tokens become one text.
@@ -131,7 +73,7 @@ impl Pipeline {
                 match decoder {
                     DecoderWrapper::Fuse(_) => joint = Some(Joint::Concatenate),
                     DecoderWrapper::ByteLevel(_) => joint = Some(Joint::Bytes { pending: Vec::new() }),
-                    other => tokens.push(token_stage(other)?),
+                    other => tokens.push(TokenStage::new(other)?),
                 }
             }
         }
@@ -217,68 +159,6 @@ impl Joint {
     }
 }
 
-impl TokenStage {
-    fn push(&mut self, token: String, out: &mut Vec<String>) -> Result<()> {
-        match self {
-            Self::Replace { pattern, content } => out.push(token.replace(&**pattern, content)),
-            Self::Strip { content, start, stop } => out.push(strip(&token, *content, *start, *stop)),
-            Self::Metaspace { replacement, drop_in_first, first } => {
-                let dropped = std::mem::replace(first, false) && *drop_in_first;
-                out.push(token.replace(*replacement, if dropped { "" } else { " " }));
-            }
-            Self::WordPiece { prefix, cleanup, first } => {
-                let mut text = match token.strip_prefix(&**prefix) {
-                    _ if std::mem::replace(first, false) => token,
-                    Some(rest) => rest.to_string(),
-                    None => format!(" {token}"),
-                };
-                if *cleanup {
-                    text = clean(text);
-                }
-                out.push(text);
-            }
-            Self::ByteFallback { run, valid, broken } => match fallback_byte(&token) {
-                Some(byte) => push_fallback_byte(byte, run, valid, broken, out),
-                None => {
-                    end_fallback_run(run, valid, broken, out);
-                    out.push(token);
-                }
-            },
-            Self::Ctc { pad, delimiter, cleanup, last } => {
-                if last.as_ref() != Some(&token) {
-                    let mut text = token.replace(&**pad, "");
-                    if *cleanup {
-                        text = clean(text).replace(&**delimiter, " ");
-                    }
-                    *last = Some(token);
-                    if !text.is_empty() {
-                        out.push(text);
-                    }
-                }
-            }
-            Self::Suffix { suffix, held } => {
-                if let Some(earlier) = held.replace(token) {
-                    out.push(earlier.replace(&**suffix, " "));
-                }
-            }
-            Self::Foreign(decoder) => {
-                out.extend(decoder.decode_chain(vec![token]).map_err(decoder_failed)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, out: &mut Vec<String>) {
-        match self {
-            Self::ByteFallback { run, valid, broken } => end_fallback_run(run, valid, broken, out),
-            Self::Suffix { suffix, held } => {
-                out.extend(held.take().map(|token| token.replace(&**suffix, "")));
-            }
-            _ => {}
-        }
-    }
-}
-
 /// Unrolls nested sequences.
 fn flatten<'a>(decoder: &'a DecoderWrapper, out: &mut Vec<&'a DecoderWrapper>) {
     match decoder {
@@ -289,40 +169,6 @@ fn flatten<'a>(decoder: &'a DecoderWrapper, out: &mut Vec<&'a DecoderWrapper>) {
         }
         other => out.push(other),
     }
-}
-
-fn token_stage(decoder: &DecoderWrapper) -> Result<TokenStage> {
-    Ok(match decoder {
-        DecoderWrapper::Replace(_) => match literal_replace(decoder)? {
-            Some((pattern, content)) => TokenStage::Replace { pattern, content },
-            None => TokenStage::Foreign(Arc::new(decoder.clone())),
-        },
-        DecoderWrapper::Strip(strip) => {
-            TokenStage::Strip { content: strip.content, start: strip.start, stop: strip.stop }
-        }
-        DecoderWrapper::Metaspace(metaspace) => {
-            let (replacement, drop_in_first) = metaspace_rule(metaspace);
-            TokenStage::Metaspace { replacement, drop_in_first, first: true }
-        }
-        DecoderWrapper::WordPiece(pieces) => TokenStage::WordPiece {
-            prefix: pieces.prefix.as_str().into(),
-            cleanup: pieces.cleanup,
-            first: true,
-        },
-        DecoderWrapper::ByteFallback(_) => {
-            TokenStage::ByteFallback { run: Vec::new(), valid: 0, broken: false }
-        }
-        DecoderWrapper::CTC(ctc) => TokenStage::Ctc {
-            pad: ctc.pad_token.as_str().into(),
-            delimiter: ctc.word_delimiter_token.as_str().into(),
-            cleanup: ctc.cleanup,
-            last: None,
-        },
-        DecoderWrapper::BPE(bpe) => TokenStage::Suffix { suffix: bpe.suffix.as_str().into(), held: None },
-        DecoderWrapper::Fuse(_) | DecoderWrapper::ByteLevel(_) | DecoderWrapper::Sequence(_) => {
-            TokenStage::Foreign(Arc::new(decoder.clone()))
-        }
-    })
 }
 
 /// The stages for a decoder that follows the joint and so sees a single token: the whole text.
@@ -351,87 +197,6 @@ fn text_stages(decoder: &DecoderWrapper) -> Result<Vec<TextStage>> {
 
 fn replacements(rules: &[(&'static str, &'static str)]) -> impl Iterator<Item = TextStage> {
     rules.iter().map(|(pattern, content)| TextStage::Replace(Replacer::new(pattern, content)))
-}
-
-/// Pattern and content of a `Replace` whose pattern is a plain string, which the crate keeps private.
-fn literal_replace(decoder: &DecoderWrapper) -> Result<Option<(Arc<str>, Arc<str>)>> {
-    let json = serde_json::to_value(decoder)
-        .map_err(|error| Error::internal("reading the tokenizer's decoder failed", error))?;
-    let pattern = json.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Value::as_str);
-    let content = json.get("content").and_then(Value::as_str);
-    Ok(match (pattern, content) {
-        (Some(pattern), Some(content)) if !pattern.is_empty() => Some((pattern.into(), content.into())),
-        _ => None,
-    })
-}
-
-fn metaspace_rule(metaspace: &tokenizers::decoders::metaspace::Metaspace) -> (char, bool) {
-    use tokenizers::decoders::metaspace::PrependScheme;
-    (metaspace.get_replacement(), metaspace.get_prepend_scheme() != PrependScheme::Never)
-}
-
-fn clean(mut text: String) -> String {
-    for (pattern, content) in DECODER_CLEAN_UP {
-        if text.contains(pattern) {
-            text = text.replace(pattern, content);
-        }
-    }
-    text
-}
-
-/// Removes up to `start` leading and up to `stop` trailing `content` characters.
-fn strip(token: &str, content: char, start: usize, stop: usize) -> String {
-    let mut text = token;
-    for _ in 0..start {
-        text = text.strip_prefix(content).unwrap_or(text);
-    }
-    for _ in 0..stop {
-        text = text.strip_suffix(content).unwrap_or(text);
-    }
-    text.to_string()
-}
-
-/// The byte that a token like `<0xE5>` stands for.
-fn fallback_byte(token: &str) -> Option<u8> {
-    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-/// A run of byte tokens is a text if all of it is valid, and one U+FFFD per byte otherwise, so a run
-/// is kept until it ends or can no longer become valid. `run[..valid]` is known to be whole characters.
-fn push_fallback_byte(
-    byte: u8,
-    run: &mut Vec<u8>,
-    valid: &mut usize,
-    broken: &mut bool,
-    out: &mut Vec<String>,
-) {
-    if *broken {
-        out.push("\u{FFFD}".into());
-        return;
-    }
-    run.push(byte);
-    match std::str::from_utf8(&run[*valid..]) {
-        Ok(_) => *valid = run.len(),
-        Err(error) if error.error_len().is_none() => {}
-        Err(_) => {
-            out.extend(run.drain(..).map(|_| "\u{FFFD}".to_string()));
-            *valid = 0;
-            *broken = true;
-        }
-    }
-}
-
-fn end_fallback_run(run: &mut Vec<u8>, valid: &mut usize, broken: &mut bool, out: &mut Vec<String>) {
-    *broken = false;
-    *valid = 0;
-    if run.is_empty() {
-        return;
-    }
-    match String::from_utf8(std::mem::take(run)) {
-        Ok(text) => out.push(text),
-        Err(error) => out.extend(error.as_bytes().iter().map(|_| "\u{FFFD}".to_string())),
-    }
 }
 
 /// Appends the bytes that a token of a byte-level vocabulary stands for; a token with a foreign
@@ -490,6 +255,129 @@ fn drain_utf8(bytes: &mut Vec<u8>) -> String {
     }
 }
 
-pub(super) fn decoder_failed(error: tokenizers::Error) -> Error {
-    Error::internal("the tokenizer's decoder failed", error)
+#[cfg(test)]
+mod tests {
+    use tokenizers::Decoder;
+
+    use super::*;
+
+    /// Tokens that the rules of some decoder care about.
+    const TOKENS: [&str; 26] = [
+        "a", " a", "▁", "▁▁b", "c▁", "<0xE5>", "<0x8F>", "<0xAB>", "<0x41>", "<0xF0>", "<0x20>", "##d", "##",
+        "<pad>", "|", "x</w>", "</w>y", "Ġe", "Ã", "©", "ðŁ", " n't", " do not", " .", "  ", "é",
+    ];
+
+    fn decoder(json: &str) -> DecoderWrapper {
+        serde_json::from_str(json).unwrap()
+    }
+
+    /// Sequences of every length up to three, then pseudo-random longer ones.
+    fn sequences() -> Vec<Vec<&'static str>> {
+        let mut all = vec![vec![]];
+        for first in TOKENS {
+            all.push(vec![first]);
+            all.extend(TOKENS.map(|second| vec![first, second]));
+        }
+        let mut state = 1_u32;
+        for length in (0..500).map(|number| 3 + number % 9) {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                TOKENS[(state >> 8) as usize % TOKENS.len()]
+            };
+            all.push((0..length).map(|_| next()).collect());
+        }
+        all
+    }
+
+    fn compare(json: &str) {
+        let wrapper = decoder(json);
+        for tokens in sequences().iter().filter(|tokens| !tokens.is_empty()) {
+            let whole = wrapper.decode(tokens.iter().map(|token| token.to_string()).collect()).unwrap();
+            let mut pipeline = Pipeline::new(Some(&wrapper), false).unwrap();
+            let mut text = String::new();
+            for token in tokens {
+                pipeline.push(token.to_string(), &mut text).unwrap();
+                assert!(whole.starts_with(&text), "{json}: {tokens:?}: {text:?} of {whole:?}");
+            }
+            pipeline.finish(&mut text).unwrap();
+            assert_eq!(text, whole, "{json}: {tokens:?}");
+        }
+    }
+
+    const REPLACE: &str = r#"{"type":"Replace","pattern":{"String":"▁"},"content":" "}"#;
+    const PATTERN: &str = r#"{"type":"Replace","pattern":{"Regex":"[a-c]+"},"content":"<>"}"#;
+    const FALLBACK: &str = r#"{"type":"ByteFallback"}"#;
+    const FUSE: &str = r#"{"type":"Fuse"}"#;
+    const BYTES: &str =
+        r#"{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}"#;
+    const PIECES: &str = r###"{"type":"WordPiece","prefix":"##","cleanup":true}"###;
+    const PLAIN_PIECES: &str = r###"{"type":"WordPiece","prefix":"##","cleanup":false}"###;
+    const CTC: &str = r#"{"type":"CTC","pad_token":"<pad>","word_delimiter_token":"|","cleanup":true}"#;
+    const SUFFIX: &str = r#"{"type":"BPEDecoder","suffix":"</w>"}"#;
+    const METASPACE: &str =
+        r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true}"#;
+    const NEVER: &str = r#"{"type":"Metaspace","replacement":"▁","prepend_scheme":"never","split":true}"#;
+    const STRIP: &str = r#"{"type":"Strip","content":" ","start":1,"stop":0}"#;
+
+    #[test]
+    fn streams_equal_the_crates_decoders() {
+        for alone in [
+            REPLACE,
+            PATTERN,
+            FALLBACK,
+            FUSE,
+            BYTES,
+            PIECES,
+            PLAIN_PIECES,
+            CTC,
+            SUFFIX,
+            METASPACE,
+            NEVER,
+            STRIP,
+        ] {
+            compare(alone);
+            // The same rule before and after the tokens are joined, and in longer chains.
+            for chain in [
+                format!("{alone},{FUSE}"),
+                format!("{FUSE},{alone}"),
+                format!("{BYTES},{alone}"),
+                format!("{REPLACE},{FALLBACK},{alone}"),
+                format!("{REPLACE},{FALLBACK},{FUSE},{STRIP},{alone}"),
+            ] {
+                compare(&format!(r#"{{"type":"Sequence","decoders":[{chain}]}}"#));
+            }
+        }
+    }
+
+    #[test]
+    fn strips_both_ends() {
+        let wrapper = decoder(
+            r#"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"Strip","content":" ","start":2,"stop":2}]}"#,
+        );
+        for (tokens, expected) in [
+            (vec!["   a ", " ", " b  ", " "], " a   b "),
+            (vec![" ", "a", " "], "a"),
+            (vec![" ", " ", " "], ""),
+            (vec![], ""),
+        ] {
+            let mut pipeline = Pipeline::new(Some(&wrapper), false).unwrap();
+            let mut text = String::new();
+            for token in tokens {
+                pipeline.push(token.to_string(), &mut text).unwrap();
+            }
+            pipeline.finish(&mut text).unwrap();
+            assert_eq!(text, expected);
+        }
+    }
+
+    #[test]
+    fn bytes_and_characters_match() {
+        let characters: Vec<char> =
+            (0..0x3000).filter_map(char::from_u32).filter(|c| byte_of(*c).is_some()).collect();
+        let mut bytes: Vec<u8> = characters.iter().filter_map(|&character| byte_of(character)).collect();
+        let alphabet = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
+        assert!(characters.iter().all(|character| alphabet.contains(character)) && characters.len() == 256);
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+    }
 }

@@ -17,6 +17,7 @@ mod template_engine;
 mod template_methods;
 mod template_value;
 mod text_stage;
+mod token_stage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

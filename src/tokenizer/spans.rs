@@ -49,6 +49,13 @@ impl Tokenizer {
         Ok(RenderedChat { text, assistant })
     }
 
+    /// The turn without the space that a template writes after the token that ends it.
+    fn without_space_after_end<'a>(&self, turn: &'a str) -> &'a str {
+        let trimmed = turn.trim_end();
+        let mut ends = self.eos_token_ids().iter().filter_map(|&id| self.id_to_token(id));
+        if ends.any(|token| trimmed.ends_with(&token)) { trimmed } else { turn }
+    }
+
     /// The end after the first token at or after `from` that ends a generation.
     fn end_of_turn(&self, text: &str, from: usize) -> Option<usize> {
         let ends = self.eos_token_ids().iter().filter_map(|&id| self.id_to_token(id));
@@ -89,22 +96,54 @@ impl Renderer<'_> {
     /// The assistant turn `index` in `text`, not before `after`.
     fn locate(&self, text: &str, messages: &[Value], index: usize, after: usize) -> Option<Range<usize>> {
         let content = self.content_span(text, messages, index);
-        let start = self.start_of_turn(text, &messages[..index]).or(content.as_ref().map(|c| c.start))?;
-        let end = self.end_by_prefix(text, &messages[..=index]).or_else(|| {
-            let from = content.map_or(start, |content| content.end);
-            self.tokenizer.end_of_turn(text, from).or(Some(from))
-        })?;
+        let start = self
+            .start_of_turn(text, &messages[..index])
+            .or_else(|| self.start_after_neighbour(text, messages, index));
+        let start = match (start, &content) {
+            (Some(Start::Prompted(start)), _) => start,
+            (_, Some(content)) => content.start,
+            (Some(Start::Unprompted(start)), None) if !has_text(&messages[index]) => start,
+            _ => return None,
+        };
+        let end = match self.end_by_prefix(text, &messages[..=index]) {
+            Some(end) => end,
+            None => {
+                let from = content.map_or(start, |content| content.end);
+                self.tokenizer.end_of_turn(text, from).unwrap_or(from)
+            }
+        };
+        let turn = text.get(start..end)?;
+        let end = start + self.tokenizer.without_space_after_end(turn).len();
         (after <= start && start < end).then_some(start..end)
     }
 
-    /// Where the model would begin to speak: as far as the text agrees with the chat before the turn
-    /// and its generation prompt.
-    fn start_of_turn(&self, text: &str, before: &[Value]) -> Option<usize> {
-        let history = if before.is_empty() { String::new() } else { self.render(before, false).ok()? };
+    /// Where the model would begin to speak, if the chat before the turn is a beginning of `text`.
+    fn start_of_turn(&self, text: &str, before: &[Value]) -> Option<Start> {
         let prompt = self.render(before, true).ok()?;
-        let agreed = common_prefix(text, &prompt);
-        (prompt.len() > history.len() && text.starts_with(&history) && agreed > history.len())
-            .then_some(agreed)
+        let history = self.render(before, false).ok()?;
+        // Without a message even an agreement may be chance.
+        if before.is_empty() && !text.starts_with(&prompt) {
+            return None;
+        }
+        Start::behind(text, &prompt, &history)
+    }
+
+    /// As [`start_of_turn`](Self::start_of_turn), for templates that write the beginning of a chat
+    /// differently when more follows: counted from the content of the message before the turn.
+    fn start_after_neighbour(&self, text: &str, messages: &[Value], index: usize) -> Option<Start> {
+        let neighbour = index.checked_sub(1)?;
+        let end = self.content_span(text, messages, neighbour)?.end;
+        let mark = unused_mark(text);
+        let mut before = messages[..index].to_vec();
+        *before.get_mut(neighbour)?.get_mut("content")? = Value::from(mark.as_str());
+        let prompt = self.render(&before, true).ok()?;
+        let history = self.render(&before, false).ok()?;
+        let (_, prompt) = prompt.split_once(&mark)?;
+        let (_, history) = history.split_once(&mark)?;
+        Some(match Start::behind(&text[end..], prompt, history)? {
+            Start::Prompted(start) => Start::Prompted(end + start),
+            Start::Unprompted(start) => Start::Unprompted(end + start),
+        })
     }
 
     fn end_by_prefix(&self, text: &str, until: &[Value]) -> Option<usize> {
@@ -124,6 +163,32 @@ impl Renderer<'_> {
         (fits && text.starts_with(before) && text.ends_with(behind))
             .then(|| before.len()..text.len() - behind.len())
     }
+}
+
+/// Where a turn begins.
+enum Start {
+    /// After the generation prompt.
+    Prompted(usize),
+    /// After the chat before it, by a template that has no generation prompt: a header may follow.
+    Unprompted(usize),
+}
+
+impl Start {
+    /// The start of what `text` has behind `prompt`, which is `history` and the generation prompt.
+    fn behind(text: &str, prompt: &str, history: &str) -> Option<Self> {
+        if text.starts_with(prompt) {
+            let is_prompted = prompt.len() > history.len();
+            return Some(if is_prompted { Self::Prompted } else { Self::Unprompted }(prompt.len()));
+        }
+        // The prompt may end with words that the model did not take up, such as an opened reasoning.
+        let agreed = common_prefix(text, prompt);
+        (prompt.starts_with(history) && agreed > history.len()).then_some(Self::Prompted(agreed))
+    }
+}
+
+/// Whether a message has words that the template should show.
+fn has_text(message: &Value) -> bool {
+    message.get("content").and_then(Value::as_str).is_some_and(|text| !text.is_empty())
 }
 
 /// A short text that `text` does not contain.

@@ -8,7 +8,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::ValueKind;
+use minijinja::value::{Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
@@ -43,7 +43,9 @@ impl CompiledTemplate {
     /// # Errors
     /// `InvalidConfig` with the line if the template is malformed.
     pub(super) fn new(source: &str) -> Result<Self> {
-        let (source, marks_generation) = replace_generation_tags(source);
+        // jinja2 reads every line break as "\n".
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (source, marks_generation) = replace_generation_tags(&source);
         let mut environment = environment()?;
         let added = catch_unwind(AssertUnwindSafe(|| environment.add_template_owned(NAME, source)));
         match added {
@@ -114,9 +116,12 @@ fn environment() -> Result<Environment<'static>> {
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python_str(value));
     environment.add_filter("generation", mark_generation);
-    environment.add_test("iterable", |value: &Value| {
-        value.is_undefined() || value.try_iter().is_ok() || is_string(value)
-    });
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment
+        .add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_test("sequence", |value: &Value| {
         use ValueKind::{Iterable, Map, Seq, String, Undefined};
         matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
@@ -129,8 +134,9 @@ fn environment() -> Result<Environment<'static>> {
     Ok(environment)
 }
 
-fn is_string(value: &Value) -> bool {
-    value.kind() == ValueKind::String
+/// The length of a value; what is undefined is empty.
+fn length(value: &Value) -> Result<usize, minijinja::Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
 }
 
 /// Python's `strftime`.
@@ -196,5 +202,71 @@ impl io::Write for LimitedOutput {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> Result<String> {
+        CompiledTemplate::new(source)?.render(&Map::new())
+    }
+
+    #[test]
+    fn generation_tags_become_filter_blocks() {
+        let (source, found) = replace_generation_tags("{%- generation -%}a{%endgeneration+%}{% set x %}{% ");
+        assert_eq!(source, "{%- filter generation -%}a{%endfilter+%}{% set x %}{% ");
+        assert!(found);
+        let plain = "{{ generation }} {% if generation %}{% endif %} {%";
+        assert_eq!(replace_generation_tags(plain), (plain.to_string(), false));
+    }
+
+    #[test]
+    fn endless_templates_end() {
+        let loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+        let error = render(loops).unwrap_err();
+        assert!(error.to_string().contains("does not come to an end"), "{error}");
+        let recursion = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}";
+        assert!(matches!(render(recursion), Err(Error::InvalidArgument { .. })));
+        let output = "{% set x = 'y' * 9999999 %}{% for a in range(99999) %}{{ x }}{% endfor %}";
+        assert!(matches!(render(output), Err(Error::InvalidArgument { .. })));
+    }
+
+    #[test]
+    fn failures_are_errors() {
+        let error = render("{{ raise_exception('Roles must alternate') }}").unwrap_err();
+        assert!(error.to_string().contains("(Roles must alternate)"), "{error}");
+        let error = render("a\n{% for %}").err().unwrap();
+        assert!(
+            matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("line 2")),
+            "{error}"
+        );
+        // The engine overflows on this slice; whatever it does, it does not take the caller down.
+        let _ = render("{{ [1, 2, 3][0:2:-1] }} {{ 'abc'[0:2:-1] }}");
+        let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
+        assert!(render(&deep).is_err());
+        for source in
+            ["{% include 'chat_template' %}", "{% extends 'x' %}", "{% import '/etc/passwd' as x %}"]
+        {
+            assert!(render(source).is_err(), "{source}");
+        }
+    }
+
+    #[test]
+    fn dates_are_written_as_python_writes_them() {
+        let time = jiff::civil::date(2025, 3, 7).at(9, 5, 4, 0).in_tz("UTC").unwrap();
+        let cases = [
+            ("%d %b %Y", "07 Mar 2025"),
+            ("%Y-%m-%d", "2025-03-07"),
+            ("%B %-d, %Y", "March 7, 2025"),
+            ("%A %a %H:%M:%S", "Friday Fri 09:05:04"),
+            ("%I %p %j %y %U %%", "09 AM 066 25 09 %"),
+        ];
+        for (format, expected) in cases {
+            assert_eq!(strftime(&time, format).unwrap(), expected, "{format}");
+        }
+        assert!(strftime(&time, "%Q%").is_err());
+        assert_eq!(render("{{ strftime_now('%Y')|length }}").unwrap(), "4");
     }
 }

@@ -24,6 +24,8 @@ pub(super) fn call_method(
 
 fn string_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     Some(match method {
+        // Python refuses what the engine would split between all characters.
+        "split" if args.first().and_then(Value::as_str) == Some("") => nonempty("").map(Value::from),
         "removeprefix" => {
             from_args(args).map(|(prefix,): (&str,)| Value::from(text.strip_prefix(prefix).unwrap_or(text)))
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokenizers::{Decoder, DecoderWrapper};
 
-use super::decoder::decoder_failed;
+use super::token_stage::decoder_failed;
 use crate::error::Result;
 
 /// A stage after the joint: text in pieces in, text in pieces out.

@@ -1,5 +1,6 @@
 //! The one integration test binary; each topic is a module.
 
+mod chat_template;
 mod checkpoint;
 mod generate;
 mod golden;
@@ -7,3 +8,4 @@ mod hub;
 mod hub_server;
 mod layering;
 mod sampler;
+mod tokenizer;
