@@ -6,7 +6,7 @@ import candlewick as cw
 model = cw.Model.from_pretrained("candlewick/tiny")
 print(model)
 
-generator = cw.Generator(model, max_new_tokens=60, temperature=0.0)
+generator = cw.Generator(model, max_new_tokens=120, temperature=0.0)
 
 # A text is continued as it stands.
 story = generator.generate("Once upon a time")
@@ -18,5 +18,5 @@ answer = generator.generate([{"role": "user", "content": "What color is the sky?
 print(answer.text)
 
 # A list is one batch. Batch-mates never change each other's results.
-for result in generator.generate(["The dog", "The cat"], max_new_tokens=12):
+for result in generator.generate(["The capital of France", "A baby cat"], max_new_tokens=12):
     print(result.text)

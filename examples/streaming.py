@@ -11,12 +11,12 @@ for token in generator.stream("Once upon a time", max_new_tokens=80):
 print("\n")
 
 # Every token knows its probability and the best alternatives.
-for token in generator.stream("The little", max_new_tokens=5, logprobs=3):
+for token in generator.stream("A baby dog is called", max_new_tokens=5, logprobs=3):
     others = ", ".join(repr(model.tokenizer.decode([id_])) for id_, _ in token.top_logprobs)
     print(f"{token.text!r:12} {token.probability:6.1%}   best: {others}")
 
 # Leaving the block cancels the rest within one token.
-with generator.stream("Once upon a time", max_new_tokens=500) as stream:
+with generator.stream("Once upon a time", max_new_tokens=400) as stream:
     for token in stream:
         if "." in token.text:
             break

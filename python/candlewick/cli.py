@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TINY = "candlewick/tiny"
 STORY = "Once upon a time"
-QUESTIONS = ("Who are you?", "What color is the sky?")
+QUESTIONS = ("Who are you?", "What is the capital of France?")
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -71,7 +71,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
         print("A story, streamed as it is written:\n")
         print(f"  {STORY}", end="", flush=True)
-        _print_stream(generator.stream(STORY, max_new_tokens=120, temperature=0.7, top_p=0.9))
+        _print_stream(generator.stream(STORY, max_new_tokens=160, temperature=0.7, top_p=0.9))
 
         print("\nTwo questions, through the model's chat template:")
         for question in QUESTIONS:
