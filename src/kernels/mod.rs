@@ -4,8 +4,10 @@
 //! or a reference implementation; `reference`, in plain differentiable tensor ops; the custom op; its tests.
 
 pub mod attention;
+pub mod cpu;
 pub mod cross_entropy;
 pub mod gated_act;
 pub mod layer_norm;
+pub mod linear;
 pub mod rms_norm;
 pub mod rope;

@@ -1,0 +1,206 @@
+//! A weight matrix in the one layout that serves many rows of activations and a single one.
+//!
+//! Values keep their type and every bit: nothing is converted, so the matrix can be written back as it was read. It
+//! holds no gradient and cannot be changed after packing. The layout is described in `tile.rs`.
+
+use half::{bf16, f16};
+use memmap2::MmapMut;
+
+use super::pool::global;
+use super::tile::STRIP;
+use crate::{Error, Result};
+
+/// The type of a packed matrix's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// IEEE single precision.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Element {
+    pub(super) const ALL: [Element; 3] = [Element::F32, Element::Bf16, Element::F16];
+
+    /// Bytes of one value.
+    pub const fn size_in_bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 | Element::F16 => 2,
+        }
+    }
+
+    /// Values along the input dimension that one step holds for each lane.
+    pub(super) const fn step_values(self) -> usize {
+        match self {
+            Element::F32 | Element::F16 => 1,
+            Element::Bf16 => 2,
+        }
+    }
+
+    /// Bytes of one step of a strip.
+    pub(super) const fn step_bytes(self) -> usize {
+        STRIP * self.step_values() * self.size_in_bytes()
+    }
+
+    /// The value of its little-endian bytes.
+    fn to_f32(self, bytes: &[u8]) -> f32 {
+        match (self, bytes) {
+            (Element::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+            (Element::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+            (Element::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+            _ => unreachable!("a value has size_in_bytes bytes"),
+        }
+    }
+}
+
+/// A weight of shape `[out, in]`, packed for the kernels of this module.
+pub struct PackedMatrix {
+    element: Element,
+    out: usize,
+    inn: usize,
+    /// `[strips][steps][STRIP][step_values]`, zero beyond `out` and `in`. Page-aligned.
+    data: MmapMut,
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PackedMatrix({:?}, [{}, {}])", self.element, self.out, self.inn)
+    }
+}
+
+impl PackedMatrix {
+    /// Packs the row-major little-endian values of `parts`, stacked along the output dimension.
+    ///
+    /// Each part holds whole rows of `inn` values and may start at any address, such as inside a mapped file. Fails
+    /// when a part is not a whole number of rows, or when memory runs out.
+    pub fn pack(element: Element, parts: &[&[u8]], inn: usize) -> Result<Self> {
+        let row_bytes = inn * element.size_in_bytes();
+        let mut rows = Vec::new();
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            if row_bytes == 0 || part.len() % row_bytes != 0 {
+                let expected = format!("a multiple of {row_bytes}, the bytes of one row");
+                return Err(Error::argument("weight bytes", part.len(), expected));
+            }
+            rows.extend(part.chunks_exact(row_bytes));
+        }
+        Self::pack_rows(element, rows.len(), inn, |row| rows[row])
+    }
+
+    /// Packs row-major f32 values of shape `[out, inn]`; fails when there are not that many.
+    pub fn pack_f32(values: &[f32], out: usize, inn: usize) -> Result<Self> {
+        if values.len() != out * inn {
+            return Err(Error::argument("weight values", values.len(), format!("{out} x {inn}")));
+        }
+        if cfg!(target_endian = "big") {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            return Self::pack_rows(Element::F32, out, inn, |row| &bytes[row * inn * 4..][..inn * 4]);
+        }
+        // SAFETY: the bytes of f32 values are initialised, and bytes need no alignment.
+        let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        Self::pack_rows(Element::F32, out, inn, |row| &bytes[row * inn * 4..][..inn * 4])
+    }
+
+    fn pack_rows<'a>(
+        element: Element,
+        out: usize,
+        inn: usize,
+        row: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self> {
+        let strip_bytes = inn.div_ceil(element.step_values()) * element.step_bytes();
+        let bytes = out.div_ceil(STRIP) * strip_bytes;
+        let failed = |source| Error::internal(format!("allocating {bytes} bytes for a weight"), source);
+        let mut data = MmapMut::map_anon(bytes.max(1)).map_err(failed)?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 2 << 20 {
+            // Only a hint: without huge pages the matrix is correct and a little slower.
+            let _ = data.advise(memmap2::Advice::HugePage);
+        }
+        global().parallel_chunks(&mut data[..bytes], strip_bytes, |strip, packed| {
+            for (lane, row_index) in (strip * STRIP..out.min((strip + 1) * STRIP)).enumerate() {
+                pack_lane(element, row(row_index), lane, packed);
+            }
+        });
+        Ok(Self { element, out, inn, data })
+    }
+
+    /// `(out, in)`.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.out, self.inn)
+    }
+
+    /// The type of the values.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Memory held, padding included.
+    pub fn size_in_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// The values of row `row` as f32, into `out: [in]`.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` does not fit the shape.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.out && out.len() == self.inn, "row {row} of {self:?} into {} values", out.len());
+        for (index, value) in out.iter_mut().enumerate() {
+            *value = self.element.to_f32(self.value_bytes(row, index));
+        }
+    }
+
+    /// All values as f32, row-major, into `out: [out * in]`.
+    ///
+    /// # Panics
+    /// When the length of `out` does not fit the shape.
+    pub fn unpack_f32(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.out * self.inn, "values of {self:?}");
+        global().parallel_chunks(out, self.inn, |row, values| self.row(row, values));
+    }
+
+    /// The bytes that were packed: row-major little-endian values of [`PackedMatrix::element`].
+    pub fn unpack(&self) -> Vec<u8> {
+        let size = self.element.size_in_bytes();
+        let mut bytes = vec![0; self.out * self.inn * size];
+        global().parallel_chunks(&mut bytes, self.inn * size, |row, part| {
+            for (index, value) in part.chunks_exact_mut(size).enumerate() {
+                value.copy_from_slice(self.value_bytes(row, index));
+            }
+        });
+        bytes
+    }
+
+    fn value_bytes(&self, row: usize, index: usize) -> &[u8] {
+        let size = self.element.size_in_bytes();
+        let values = self.element.step_values();
+        let lane = (row % STRIP * values + index % values) * size;
+        &self.data[row / STRIP * self.strip_bytes() + index / values * self.element.step_bytes() + lane..]
+            [..size]
+    }
+
+    /// Steps along the input dimension.
+    pub(super) fn steps(&self) -> usize {
+        self.inn.div_ceil(self.element.step_values())
+    }
+
+    /// Bytes from one strip to the next.
+    pub(super) fn strip_bytes(&self) -> usize {
+        self.steps() * self.element.step_bytes()
+    }
+
+    /// The first byte of step `step` of strip `strip`.
+    pub(super) fn step_ptr(&self, strip: usize, step: usize) -> *const u8 {
+        self.data.as_ptr().wrapping_add(strip * self.strip_bytes() + step * self.element.step_bytes())
+    }
+}
+
+/// Spreads one row over its lane of a strip. The rest of an odd last step stays zero.
+fn pack_lane(element: Element, row: &[u8], lane: usize, strip: &mut [u8]) {
+    let lane_bytes = element.step_values() * element.size_in_bytes();
+    for (values, step) in row.chunks(lane_bytes).zip(strip.chunks_exact_mut(element.step_bytes())) {
+        step[lane * lane_bytes..][..values.len()].copy_from_slice(values);
+    }
+}

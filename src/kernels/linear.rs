@@ -1,0 +1,242 @@
+//! The product of activations with a frozen weight: `y = x Wᵀ`.
+//!
+//! Its backward pass gives the gradient of `x` only: a frozen weight needs none, and candle's own matmul would compute
+//! and keep one as large as the weight. It adds no bias and trains nothing; what is trained beside a frozen weight is an
+//! adapter's business. Second derivatives are not supported.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result as CandleResult, Shape, Storage, Tensor,
+};
+
+use super::cpu::PackedMatrix;
+use crate::{Error, Result};
+
+/// `x Wᵀ` for `x: [.., in]`, f32 on the CPU, and a packed weight `[out, in]`; gives `[.., out]` in f32.
+///
+/// Differentiable in `x`. Fails when `x` is elsewhere, of another dtype, or of another width.
+pub fn packed_linear(x: &Tensor, weight: &Arc<PackedMatrix>) -> Result<Tensor> {
+    apply(&x.contiguous()?, Packed { weight: weight.clone(), transposed: false })
+}
+
+/// `x Wᵀ` for `x: [.., in]` and `weight: [out, in]` of the same dtype on the same device; gives `[.., out]`.
+///
+/// Differentiable in `x` only: `weight` counts as a constant. Fails when shapes, dtypes or devices do not agree.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if !x.device().same_device(weight.device()) || x.dtype() != weight.dtype() {
+        let got = format!("{:?} on {:?}", weight.dtype(), weight.device().location());
+        let expected = format!("{:?} on {:?}, as the input", x.dtype(), x.device().location());
+        return Err(Error::argument("weight of a linear layer", got, expected));
+    }
+    apply(&x.contiguous()?, Dense { weight: weight.detach(), transposed: false })
+}
+
+/// Applies `op`, leaving a trace for the backward pass only where one is needed.
+fn apply<Op: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: Op) -> Result<Tensor> {
+    Ok(if x.track_op() { x.apply_op1(op)? } else { x.apply_op1_no_bwd(&op)? })
+}
+
+/// The shape of `x` with its last dimension `from` replaced by `to`, and the number of rows.
+fn output_shape(layout: &Layout, from: usize, to: usize) -> CandleResult<(Shape, usize)> {
+    let mut dims = layout.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == from => *last = to,
+        _ => candle_core::bail!(
+            "linear: input of shape {:?}, expected a last dimension of {from}",
+            layout.shape()
+        ),
+    }
+    let rows = dims[..dims.len() - 1].iter().product();
+    Ok((Shape::from(dims), rows))
+}
+
+struct Packed {
+    weight: Arc<PackedMatrix>,
+    /// Multiplies with `W` instead of `Wᵀ`: the backward pass of the other.
+    transposed: bool,
+}
+
+impl CustomOp1 for Packed {
+    fn name(&self) -> &'static str {
+        "packed-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
+        let (out, inn) = self.weight.shape();
+        let (from, to) = if self.transposed { (out, inn) } else { (inn, out) };
+        let (shape, rows) = output_shape(layout, from, to)?;
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("linear: the input is not contiguous");
+        };
+        let x = &storage.as_slice::<f32>()?[start..end];
+        let mut y = vec![0f32; rows * to];
+        if self.transposed {
+            self.weight.matmul_t(x, &mut y)
+        } else {
+            self.weight.matmul(x, &mut y, None)
+        }
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {
+        if self.transposed {
+            return Err(candle_core::Error::BackwardNotSupported { op: self.name() });
+        }
+        let op = Packed { weight: self.weight.clone(), transposed: true };
+        Ok(Some(dy.contiguous()?.apply_op1_no_bwd(&op)?))
+    }
+}
+
+struct Dense {
+    weight: Tensor,
+    /// Multiplies with `W` instead of `Wᵀ`: the backward pass of the other.
+    transposed: bool,
+}
+
+impl Dense {
+    /// Multiplies on whichever backend `S` is.
+    fn forward<S: BackendStorage>(&self, x: &S, layout: &Layout, weight: &S) -> CandleResult<(S, Shape)> {
+        let weight_layout = match self.transposed {
+            true => self.weight.layout().clone(),
+            false => self.weight.layout().transpose(0, 1)?,
+        };
+        let (from, to) = weight_layout.shape().dims2()?;
+        let (shape, rows) = output_shape(layout, from, to)?;
+        let rows_layout = Layout::contiguous_with_offset((rows, from), layout.start_offset());
+        Ok((x.matmul(weight, (1, rows, to, from), &rows_layout, &weight_layout)?, shape))
+    }
+}
+
+impl CustomOp1 for Dense {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
+        match &*self.weight.storage_and_layout().0 {
+            Storage::Cpu(weight) => self.forward(x, layout, weight),
+            _ => candle_core::bail!("linear: the weight is not on the CPU"),
+        }
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> CandleResult<(CudaStorage, Shape)> {
+        match &*self.weight.storage_and_layout().0 {
+            Storage::Cuda(weight) => self.forward(x, layout, weight),
+            _ => candle_core::bail!("linear: the weight is not on the CUDA device"),
+        }
+    }
+
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        match &*self.weight.storage_and_layout().0 {
+            Storage::Metal(weight) => self.forward(x, layout, weight),
+            _ => candle_core::bail!("linear: the weight is not on the Metal device"),
+        }
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {
+        if self.transposed {
+            return Err(candle_core::Error::BackwardNotSupported { op: self.name() });
+        }
+        let op = Dense { weight: self.weight.clone(), transposed: true };
+        Ok(Some(dy.contiguous()?.apply_op1_no_bwd(&op)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn tensor(shape: (usize, usize, usize), seed: u64) -> Tensor {
+        let values =
+            (0..shape.0 * shape.1 * shape.2).map(|i| ((i as u64 * 7919 + seed) % 97) as f32 / 97.0 - 0.5);
+        Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap()
+    }
+
+    fn weight(out: usize, inn: usize) -> (Tensor, Arc<PackedMatrix>) {
+        let weight = tensor((1, out, inn), 3).squeeze(0).unwrap();
+        let values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+        let packed = PackedMatrix::pack_f32(&values, out, inn).unwrap();
+        (weight, Arc::new(packed))
+    }
+
+    fn values(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn assert_close(a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims());
+        for (a, b) in values(a).into_iter().zip(values(b)) {
+            assert!((a - b).abs() <= 1e-5, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn both_equal_a_plain_product() {
+        let (weight, packed) = weight(19, 23);
+        let x = tensor((2, 3, 23), 1);
+        let expected = x.broadcast_matmul(&weight.t().unwrap()).unwrap();
+        assert_close(&packed_linear(&x, &packed).unwrap(), &expected);
+        assert_close(&linear(&x, &weight).unwrap(), &expected);
+        // A view that starts inside its storage, and one that is not contiguous.
+        let tail = x.narrow(0, 1, 1).unwrap();
+        assert_close(&packed_linear(&tail, &packed).unwrap(), &expected.narrow(0, 1, 1).unwrap());
+        assert_close(&linear(&tail, &weight).unwrap(), &expected.narrow(0, 1, 1).unwrap());
+        let turned = x.transpose(0, 1).unwrap();
+        assert_close(&packed_linear(&turned, &packed).unwrap(), &expected.transpose(0, 1).unwrap());
+        assert_close(&linear(&turned, &weight).unwrap(), &expected.transpose(0, 1).unwrap());
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        let (weight, packed) = weight(7, 11);
+        let start = tensor((1, 4, 11), 2);
+        let ops: [&dyn Fn(&Tensor) -> Tensor; 2] =
+            [&|x| packed_linear(x, &packed).unwrap(), &|x| linear(x, &weight).unwrap()];
+        for op in ops {
+            // A loss in which every output has a slope of its own.
+            let loss = |x: &Tensor| (op(x).sqr().unwrap() * tensor((1, 4, 7), 9)).unwrap().sum_all().unwrap();
+            let x = Var::from_tensor(&start).unwrap();
+            let grads = loss(&x).backward().unwrap();
+            let gradient = values(grads.get(&x).unwrap());
+            let at = |i: usize, step: f32| {
+                let mut moved = values(&start);
+                moved[i] += step;
+                let moved = Tensor::from_vec(moved, start.dims(), &Device::Cpu).unwrap();
+                loss(&moved).to_scalar::<f32>().unwrap()
+            };
+            for (i, gradient) in gradient.into_iter().enumerate() {
+                let slope = (at(i, 1e-2) - at(i, -1e-2)) / 2e-2;
+                assert!((slope - gradient).abs() < 2e-3, "input {i}: gradient {gradient}, slope {slope}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_weight_gets_no_gradient_and_an_untracked_input_no_graph() {
+        let (weight, packed) = weight(5, 6);
+        let weight = Var::from_tensor(&weight).unwrap();
+        let x = Var::from_tensor(&tensor((1, 2, 6), 4)).unwrap();
+        let grads = linear(&x, &weight).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some() && grads.get(&weight).is_none());
+        let x = x.detach();
+        assert!(!packed_linear(&x, &packed).unwrap().track_op());
+        assert!(!linear(&x, &weight).unwrap().track_op());
+    }
+
+    #[test]
+    fn wrong_inputs_are_refused() {
+        let (weight, packed) = weight(5, 6);
+        let wide = tensor((1, 2, 7), 4);
+        assert!(
+            packed_linear(&wide, &packed).unwrap_err().to_string().contains("expected a last dimension of 6")
+        );
+        assert!(linear(&wide, &weight).is_err());
+        let half = tensor((1, 2, 6), 4).to_dtype(candle_core::DType::BF16).unwrap();
+        assert!(packed_linear(&half, &packed).is_err());
+        assert!(linear(&half, &weight).is_err());
+    }
+}
