@@ -161,9 +161,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     parameters.nthread = 2
     unfinished = target.with_suffix(".part")
-    status = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(unfinished).encode(), ctypes.byref(parameters)
-    )
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(unfinished).encode(), ctypes.byref(parameters))
     if status != 0:
         raise SystemExit(f"llama.cpp could not write {target}: status {status}")
     unfinished.rename(target)
