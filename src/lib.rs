@@ -10,6 +10,8 @@ pub mod generate;
 pub mod kernels;
 pub mod models;
 pub mod nn;
+#[cfg(feature = "python")]
+mod python;
 pub mod tokenizer;
 pub mod train;
 pub mod weight;

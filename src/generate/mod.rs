@@ -13,7 +13,7 @@ mod text;
 
 pub use engine::Engine;
 pub use generator::{Generator, Prompt};
-pub use request::{GenerationOptions, Request};
+pub use request::{GenerationOptions, Request, check_options};
 pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use scheduler::{Scheduler, SchedulerOptions};
 pub use stop::{Emit, StopMatcher, StopRules};

@@ -92,16 +92,7 @@ impl Request {
             return Err(Error::ContextOverflow { tokens: prompt.len() + 1, limit: model.context_length() });
         }
         model.check_ids(&prompt)?;
-        let sampling = sampling(model.generation_config(), options);
-        sampling.validate(Some(model.vocab_size()))?;
-        let stop = StopRules {
-            stop: options.stop.clone(),
-            stop_token_ids: options.stop_token_ids.clone(),
-            eos: model.eos_token_ids().to_vec(),
-            ignore_eos: options.ignore_eos,
-            max_new_tokens: options.max_new_tokens,
-        };
-        stop.validate()?;
+        let (sampling, stop) = check_options(model, options)?;
         Ok(Self { prompt, sampling, stop, adapter: None, stream_capacity: None })
     }
 
@@ -109,6 +100,24 @@ impl Request {
     pub fn max_tokens(&self, context_length: usize) -> usize {
         self.prompt.len().saturating_add(self.stop.max_new_tokens).min(context_length)
     }
+}
+
+/// What `options` come to with this model.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] naming each bad value.
+pub fn check_options(model: &Model, options: &GenerationOptions) -> Result<(SamplingParams, StopRules)> {
+    let sampling = sampling(model.generation_config(), options);
+    sampling.validate(Some(model.vocab_size()))?;
+    let stop = StopRules {
+        stop: options.stop.clone(),
+        stop_token_ids: options.stop_token_ids.clone(),
+        eos: model.eos_token_ids().to_vec(),
+        ignore_eos: options.ignore_eos,
+        max_new_tokens: options.max_new_tokens,
+    };
+    stop.validate()?;
+    Ok((sampling, stop))
 }
 
 fn sampling(defaults: &Value, options: &GenerationOptions) -> SamplingParams {

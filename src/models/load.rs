@@ -7,7 +7,7 @@ use candle_core::DType;
 use serde_json::Value;
 
 use super::fields::Fields;
-use crate::checkpoint::{SafetensorsSource, read_json};
+use crate::checkpoint::{HubOptions, SafetensorsSource, Wanted, read_json, resolve};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{Format, TensorSource};
 use crate::{Error, Result};
@@ -23,11 +23,19 @@ pub struct LoadOptions {
     pub memory_limit_bytes: Option<u64>,
     /// The directory of `candlewick/tiny`, where it is not in the source tree.
     pub bundled: Option<PathBuf>,
+    /// How hub ids are looked up, and the flag that stops a load from another thread.
+    pub hub: HubOptions,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: "auto".into(), dtype: "auto".into(), memory_limit_bytes: None, bundled: None }
+        Self {
+            device: "auto".into(),
+            dtype: "auto".into(),
+            memory_limit_bytes: None,
+            bundled: None,
+            hub: HubOptions::default(),
+        }
     }
 }
 
@@ -141,16 +149,19 @@ fn token_ids(value: Option<&Value>) -> Vec<u32> {
 }
 
 fn locate(name: &str, options: &LoadOptions) -> Result<PathBuf> {
-    let path = Path::new(name);
-    if path.is_dir() {
-        return Ok(path.to_path_buf());
-    }
-    if name == BUNDLED {
+    if name == BUNDLED && !Path::new(name).exists() {
         let in_tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/candlewick/tiny");
         let directory = options.bundled.clone().unwrap_or(in_tree);
         if directory.is_dir() {
             return Ok(directory);
         }
     }
-    Err(Error::ModelNotFound { name: name.to_owned(), reason: "no such directory".into() })
+    let path = resolve(name, &options.hub, &Wanted::Model)?;
+    if path.is_dir() {
+        return Ok(path);
+    }
+    Err(Error::ModelNotFound {
+        name: name.to_owned(),
+        reason: "it is a file of a kind that cannot be loaded".into(),
+    })
 }

@@ -74,7 +74,9 @@ impl Model {
         let dtype = checkpoint.dtype(&options.dtype)?;
         check_memory(checkpoint.tensors.as_ref(), dtype, options.memory_limit_bytes)?;
         let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
-        let decoder = build(checkpoint.tensors.as_ref(), &shape, &device, dtype)?;
+        let loader =
+            Loader::new(checkpoint.tensors.as_ref(), &device, dtype).with_cancel(options.hub.cancel.clone());
+        let decoder = build(loader, &shape, dtype)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 name: checkpoint.name.clone(),
@@ -265,7 +267,7 @@ impl Model {
         sequences: &[S],
         adapters: Option<&Arc<AdapterSet>>,
     ) -> Result<Vec<Tensor>> {
-        self.per_sequence(sequences, adapters, |hidden, pass| self.head(&hidden, pass))
+        self.per_sequence(sequences, adapters, &|| false, |hidden, pass| self.head(&hidden, pass))
     }
 
     /// Final hidden states of every position: one f32 tensor `[seq, hidden]` on the CPU for each sequence.
@@ -277,13 +279,30 @@ impl Model {
         sequences: &[S],
         adapters: Option<&Arc<AdapterSet>>,
     ) -> Result<Vec<Tensor>> {
-        self.per_sequence(sequences, adapters, |hidden, _| Ok(hidden))
+        self.per_sequence(sequences, adapters, &|| false, |hidden, _| Ok(hidden))
+    }
+
+    /// As [`Model::logits`] where `head`, else as [`Model::hidden_states`], given up once `cancelled` says so.
+    ///
+    /// # Errors
+    /// As [`Model::logits`]; [`Error::Internal`] where the pass was given up.
+    pub fn outputs<S: AsRef<[u32]>>(
+        &self,
+        sequences: &[S],
+        adapters: Option<&Arc<AdapterSet>>,
+        head: bool,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Vec<Tensor>> {
+        self.per_sequence(sequences, adapters, cancelled, |hidden, pass| {
+            if head { self.head(&hidden, pass) } else { Ok(hidden) }
+        })
     }
 
     fn per_sequence<S: AsRef<[u32]>>(
         &self,
         sequences: &[S],
         adapters: Option<&Arc<AdapterSet>>,
+        cancelled: &dyn Fn() -> bool,
         finish: impl Fn(Tensor, &Pass) -> Result<Tensor>,
     ) -> Result<Vec<Tensor>> {
         sequences.iter().try_for_each(|sequence| self.check_ids(sequence.as_ref()))?;
@@ -293,7 +312,7 @@ impl Model {
         }
         let plan = adapters.map(|set| AdapterPlan::all(Arc::clone(set), batch.tokens())).unwrap_or_default();
         let _execution = self.exclusive()?;
-        let mut pass = Pass::new(&batch).with_adapters(plan);
+        let mut pass = Pass::new(&batch).with_adapters(plan).with_cancellation(cancelled);
         let hidden = self.forward(&mut pass)?;
         let rows = finish(hidden, &pass)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         (0..batch.sequences())
@@ -320,13 +339,7 @@ impl Model {
     }
 }
 
-fn build(
-    tensors: &dyn TensorSource,
-    shape: &DecoderConfig,
-    device: &Device,
-    dtype: DType,
-) -> Result<Decoder> {
-    let loader = Loader::new(tensors, device, dtype);
+fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder> {
     let root = loader.root();
     let backbone = if root.contains("model.embed_tokens.weight") || !root.contains("embed_tokens.weight") {
         root.at("model")

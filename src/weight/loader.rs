@@ -3,6 +3,7 @@
 //! A missing or misshapen tensor does not stop the reading: all problems are reported together by [`Loader::finish`].
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
@@ -20,12 +21,26 @@ pub struct Loader<'a> {
     dtype: DType,
     read: Mutex<BTreeSet<String>>,
     problems: Mutex<Vec<String>>,
+    cancel: Option<Arc<AtomicBool>>,
 }
 
 impl<'a> Loader<'a> {
     /// A loader that stores matrices as `dtype` (f32, f16 or bf16) on `device`.
     pub fn new(source: &'a dyn TensorSource, device: &Device, dtype: DType) -> Self {
-        Self { source, device: device.clone(), dtype, read: Mutex::default(), problems: Mutex::default() }
+        Self {
+            source,
+            device: device.clone(),
+            dtype,
+            read: Mutex::default(),
+            problems: Mutex::default(),
+            cancel: None,
+        }
+    }
+
+    /// The same loader, which stops with an error once `cancel` is set.
+    pub fn with_cancel(mut self, cancel: Option<Arc<AtomicBool>>) -> Self {
+        self.cancel = cancel;
+        self
     }
 
     /// The scope of all tensors.
@@ -86,6 +101,9 @@ impl<'a> Loader<'a> {
     }
 
     fn plain(&self, name: &str, shape: &[usize], format: Format, dtype: DType) -> Result<Tensor> {
+        if self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            return Err(Error::io(self.source.path(), std::io::ErrorKind::Interrupted.into()));
+        }
         let stored = match format {
             Format::F32 => DType::F32,
             Format::F16 => DType::F16,

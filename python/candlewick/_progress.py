@@ -1,0 +1,62 @@
+"""Progress bars of downloads, where tqdm is installed and somebody wants to see them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+
+def wanted(show_progress_bar: bool | None) -> bool:
+    """Whether to show a bar.
+
+    Args:
+        show_progress_bar: The caller's wish; None means if the logger ``candlewick`` shows INFO.
+
+    Returns:
+        True if a bar is to be shown.
+    """
+    if show_progress_bar is None:
+        hidden = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in {"1", "ON", "YES", "TRUE"}
+        return not hidden and logging.getLogger("candlewick").isEnabledFor(logging.INFO)
+    return show_progress_bar
+
+
+class Downloads:
+    """One bar for each file that is being downloaded.
+
+    Args:
+        show_progress_bar: As for ``wanted``.
+    """
+
+    def __init__(self, show_progress_bar: bool | None) -> None:
+        self._bars: dict[str, Any] = {}
+        self._new: Any = None
+        if wanted(show_progress_bar):
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                logging.getLogger("candlewick").info("install tqdm to see progress bars")
+            else:
+                self._new = tqdm
+
+    def update(self, file: str, done: int, total: int | None) -> None:
+        """Show how far a file is.
+
+        Args:
+            file: Its name.
+            done: Bytes that are there.
+            total: All bytes, where known.
+        """
+        if self._new is None:
+            return
+        bar = self._bars.get(file)
+        if bar is None:
+            bar = self._new(total=total, desc=file, unit="B", unit_scale=True)
+            self._bars[file] = bar
+        bar.update(done - bar.n)
+
+    def close(self) -> None:
+        """Leave the bars as they are."""
+        for bar in self._bars.values():
+            bar.close()

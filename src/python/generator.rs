@@ -1,0 +1,537 @@
+//! `Generator`, and the handle behind `agenerate`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyList};
+
+use super::convert;
+use super::enter::{POLL, enter};
+use super::model::Model;
+use super::notify;
+use super::results::Generation;
+use super::stream::{TokenStream, new_future};
+use crate::generate::{self, Event, GenerationOptions, Prompt};
+use crate::{Error, Result};
+
+/// One string, or a list of them.
+#[derive(FromPyObject)]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Keywords as given; `None` is one that was not given.
+#[derive(Default)]
+struct Keywords {
+    max_new_tokens: Option<i64>,
+    temperature: Option<f32>,
+    top_k: Option<i64>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<u32, f32>>,
+    seed: Option<i64>,
+    stop: Option<Stop>,
+    stop_token_ids: Option<Vec<u32>>,
+    ignore_eos: Option<bool>,
+    logprobs: Option<i64>,
+}
+
+fn count(name: &str, value: i64) -> Result<usize> {
+    usize::try_from(value).map_err(|_| Error::argument(name, value, "0 or more"))
+}
+
+impl Keywords {
+    /// `base` with every given keyword in its place.
+    fn over(self, base: &GenerationOptions) -> Result<GenerationOptions> {
+        let stop = self.stop.map(|stop| match stop {
+            Stop::One(text) => vec![text],
+            Stop::Many(texts) => texts,
+        });
+        Ok(GenerationOptions {
+            max_new_tokens: match self.max_new_tokens {
+                Some(value) => count("max_new_tokens", value)?,
+                None => base.max_new_tokens,
+            },
+            temperature: self.temperature.or(base.temperature),
+            top_k: self.top_k.map(|value| count("top_k", value)).transpose()?.or(base.top_k),
+            top_p: self.top_p.or(base.top_p),
+            min_p: self.min_p.or(base.min_p),
+            repetition_penalty: self.repetition_penalty.or(base.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias: self
+                .logit_bias
+                .map_or_else(|| base.logit_bias.clone(), |bias| bias.into_iter().collect()),
+            // Any whole number names a sequence of random numbers.
+            seed: self.seed.map(|seed| seed as u64).or(base.seed),
+            stop: stop.unwrap_or_else(|| base.stop.clone()),
+            stop_token_ids: self.stop_token_ids.unwrap_or_else(|| base.stop_token_ids.clone()),
+            ignore_eos: self.ignore_eos.unwrap_or(base.ignore_eos),
+            logprobs: match self.logprobs {
+                Some(value) => count("logprobs", value)?,
+                None => base.logprobs,
+            },
+        })
+    }
+}
+
+/// Generates text with a model.
+///
+/// Every keyword can be given here and again with each call, where it wins. None means the model's
+/// ``generation_config.json``, else greedy decoding. Penalties, bias, temperature, top_k, top_p and min_p apply in
+/// this order, as in transformers.
+///
+/// Args:
+///     model: The model.
+///     max_new_tokens: The most tokens to generate.
+///     temperature: Divides the logits; 0 is greedy.
+///     top_k: Sample from this many most probable tokens; 0 is off.
+///     top_p: Sample from the smallest set of tokens that has this probability; 1 is off.
+///     min_p: Sample from tokens at least this probable relative to the best; 0 is off.
+///     repetition_penalty: Above 1 discourages tokens of prompt and output, once each.
+///     presence_penalty: Subtracted from the logits of tokens of the output.
+///     frequency_penalty: Subtracted from them once for each occurrence.
+///     logit_bias: Added to the logits, by token id.
+///     seed: Makes sampling repeatable, whatever else runs at the same time.
+///     stop: A string, or several, that end the text before them.
+///     stop_token_ids: Further ids that end the text.
+///     ignore_eos: Whether to go on after an end-of-sequence token.
+///     logprobs: How many of the most probable tokens to report with each one.
+///     adapter: Name of a registered adapter; None is the active one, False the bare model.
+///
+/// Examples:
+///     >>> import candlewick as cw
+///     >>> generator = cw.Generator(cw.Model.from_pretrained("candlewick/tiny"), max_new_tokens=6)
+///     >>> generator.generate("Once upon a time").generated_tokens
+///     6
+#[pyclass(frozen, module = "candlewick")]
+pub(super) struct Generator {
+    model: Py<Model>,
+    options: GenerationOptions,
+    adapter: Option<Py<PyAny>>,
+}
+
+impl Generator {
+    /// Hands all prompts to the engine.
+    fn start(
+        &self,
+        py: Python<'_>,
+        prompts: &[Prompt],
+        options: &GenerationOptions,
+        adapter: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<generate::TokenStream>> {
+        let adapters = self.adapters(py, prompts.len(), adapter)?;
+        let generator = generate::Generator::new(&self.model.get().get()?);
+        enter(py, || {
+            let requests = prompts.iter().zip(adapters);
+            requests.map(|(prompt, adapter)| generator.start(prompt, options, adapter)).collect()
+        })
+    }
+
+    /// The adapter of each prompt.
+    fn adapters(
+        &self,
+        py: Python<'_>,
+        prompts: usize,
+        given: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Option<Arc<crate::nn::AdapterSet>>>> {
+        let own = self.adapter.as_ref().map(|adapter| adapter.bind(py));
+        let choice = given.or(own);
+        if let Some(names) = choice.and_then(|choice| choice.cast::<PyList>().ok()) {
+            if names.len() != prompts {
+                return Err(Error::argument(
+                    "adapter",
+                    format!("{} names", names.len()),
+                    format!("one for each of {prompts} prompts"),
+                )
+                .into());
+            }
+            return names.iter().map(|name| self.adapter_set(Some(&name))).collect();
+        }
+        let set = self.adapter_set(choice)?;
+        Ok(vec![set; prompts])
+    }
+
+    fn adapter_set(&self, choice: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Arc<crate::nn::AdapterSet>>> {
+        match choice {
+            None => Ok(None),
+            Some(choice) if choice.is_none() => Ok(None),
+            Some(choice) if choice.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) => Ok(None),
+            Some(choice) => {
+                let name = choice.repr()?.to_string();
+                Err(Error::argument("adapter", name, "the name of a registered adapter, None or False")
+                    .into())
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Generator {
+    #[new]
+    #[pyo3(signature = (model, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
+                        repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+    #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
+    fn new(
+        model: Py<Model>,
+        max_new_tokens: Option<i64>,
+        temperature: Option<f32>,
+        top_k: Option<i64>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        repetition_penalty: Option<f32>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
+        logit_bias: Option<BTreeMap<u32, f32>>,
+        seed: Option<i64>,
+        stop: Option<Stop>,
+        stop_token_ids: Option<Vec<u32>>,
+        ignore_eos: Option<bool>,
+        logprobs: Option<i64>,
+        adapter: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let keywords = Keywords {
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            logprobs,
+        };
+        let options = keywords.over(&GenerationOptions::default())?;
+        generate::check_options(&model.get().get()?, &options)?;
+        Ok(Self { model, options, adapter })
+    }
+
+    /// The model.
+    #[getter]
+    fn model(&self, py: Python<'_>) -> Py<Model> {
+        self.model.clone_ref(py)
+    }
+
+    /// Generates to the end.
+    ///
+    /// Args:
+    ///     prompt: A text, a list of token ids, or a list of messages ``{"role": ..., "content": ...}``; or a list of
+    ///         such prompts, which are computed together.
+    ///     max_new_tokens: As for the class, like all keywords that follow.
+    ///     temperature: As for the class.
+    ///     top_k: As for the class.
+    ///     top_p: As for the class.
+    ///     min_p: As for the class.
+    ///     repetition_penalty: As for the class.
+    ///     presence_penalty: As for the class.
+    ///     frequency_penalty: As for the class.
+    ///     logit_bias: As for the class.
+    ///     seed: As for the class.
+    ///     stop: As for the class.
+    ///     stop_token_ids: As for the class.
+    ///     ignore_eos: As for the class.
+    ///     logprobs: As for the class.
+    ///     adapter: As for the class; a list of prompts may come with a list of names.
+    ///
+    /// Returns:
+    ///     A ``Generation``, or a list of them in the order of the prompts.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: A keyword or the prompt is out of range.
+    ///     ContextLengthError: The prompt leaves no room for a token.
+    ///     OutOfMemoryError: The request would exceed the model's ``memory_limit_bytes``.
+    #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
+                        repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+    #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
+    fn generate<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        max_new_tokens: Option<i64>,
+        temperature: Option<f32>,
+        top_k: Option<i64>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        repetition_penalty: Option<f32>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
+        logit_bias: Option<BTreeMap<u32, f32>>,
+        seed: Option<i64>,
+        stop: Option<Stop>,
+        stop_token_ids: Option<Vec<u32>>,
+        ignore_eos: Option<bool>,
+        logprobs: Option<i64>,
+        adapter: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let keywords = Keywords {
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            logprobs,
+        };
+        let options = keywords.over(&self.options)?;
+        let (prompts, many) = convert::prompts(prompt)?;
+        let streams = self.start(py, &prompts, &options, adapter)?;
+        let mut results = Vec::with_capacity(streams.len());
+        // An interrupt drops the streams, which cancels what is still under way.
+        for stream in &streams {
+            while !matches!(enter(py, || stream.next_timeout(POLL))?, Event::End) {
+                py.check_signals()?;
+            }
+            results.extend(stream.result().map(|result| Generation::from(&*result)));
+        }
+        deliver(py, results, many)
+    }
+
+    /// Generates token by token.
+    ///
+    /// Args:
+    ///     prompt: A text, a list of token ids, or a list of messages.
+    ///     max_new_tokens: As for the class, like all keywords that follow.
+    ///     temperature: As for the class.
+    ///     top_k: As for the class.
+    ///     top_p: As for the class.
+    ///     min_p: As for the class.
+    ///     repetition_penalty: As for the class.
+    ///     presence_penalty: As for the class.
+    ///     frequency_penalty: As for the class.
+    ///     logit_bias: As for the class.
+    ///     seed: As for the class.
+    ///     stop: As for the class.
+    ///     stop_token_ids: As for the class.
+    ///     ignore_eos: As for the class.
+    ///     logprobs: As for the class.
+    ///     adapter: As for the class.
+    ///
+    /// Returns:
+    ///     A ``TokenStream``, for ``for`` as well as ``async for``.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: A keyword or the prompt is out of range.
+    ///     ContextLengthError: The prompt leaves no room for a token.
+    #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
+                        repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+    #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
+    fn stream(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        max_new_tokens: Option<i64>,
+        temperature: Option<f32>,
+        top_k: Option<i64>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        repetition_penalty: Option<f32>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
+        logit_bias: Option<BTreeMap<u32, f32>>,
+        seed: Option<i64>,
+        stop: Option<Stop>,
+        stop_token_ids: Option<Vec<u32>>,
+        ignore_eos: Option<bool>,
+        logprobs: Option<i64>,
+        adapter: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<TokenStream> {
+        let keywords = Keywords {
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            logprobs,
+        };
+        let options = keywords.over(&self.options)?;
+        let (prompts, many) = convert::prompts(prompt)?;
+        let [prompt] = prompts.as_slice() else {
+            return Err(Error::argument(
+                "prompt",
+                format!("{} prompts", prompts.len()),
+                "one; make a stream for each",
+            )
+            .into());
+        };
+        if many {
+            return Err(Error::argument("prompt", "a list of prompts", "one; make a stream for each").into());
+        }
+        let adapter = self.adapters(py, 1, adapter)?.pop().flatten();
+        let generator = generate::Generator::new(&self.model.get().get()?);
+        Ok(TokenStream::new(enter(py, || generator.stream(prompt, &options, adapter))?))
+    }
+
+    /// As ``generate``, for ``await``; the event loop is never blocked.
+    ///
+    /// Args:
+    ///     prompt: As for ``generate``.
+    ///     max_new_tokens: As for the class, like all keywords that follow.
+    ///     temperature: As for the class.
+    ///     top_k: As for the class.
+    ///     top_p: As for the class.
+    ///     min_p: As for the class.
+    ///     repetition_penalty: As for the class.
+    ///     presence_penalty: As for the class.
+    ///     frequency_penalty: As for the class.
+    ///     logit_bias: As for the class.
+    ///     seed: As for the class.
+    ///     stop: As for the class.
+    ///     stop_token_ids: As for the class.
+    ///     ignore_eos: As for the class.
+    ///     logprobs: As for the class.
+    ///     adapter: As for ``generate``.
+    ///
+    /// Returns:
+    ///     A coroutine that gives a ``Generation``, or a list of them. Cancelling it cancels the generation.
+    #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
+                        repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+    #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
+    fn agenerate<'py>(
+        &self,
+        py: Python<'py>,
+        prompt: &Bound<'py, PyAny>,
+        max_new_tokens: Option<i64>,
+        temperature: Option<f32>,
+        top_k: Option<i64>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        repetition_penalty: Option<f32>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
+        logit_bias: Option<BTreeMap<u32, f32>>,
+        seed: Option<i64>,
+        stop: Option<Stop>,
+        stop_token_ids: Option<Vec<u32>>,
+        ignore_eos: Option<bool>,
+        logprobs: Option<i64>,
+        adapter: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let keywords = Keywords {
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed,
+            stop,
+            stop_token_ids,
+            ignore_eos,
+            logprobs,
+        };
+        let options = keywords.over(&self.options)?;
+        let (prompts, many) = convert::prompts(prompt)?;
+        let streams = self.start(py, &prompts, &options, adapter)?;
+        let pending = Bound::new(py, Pending { streams, many })?;
+        py.import("candlewick._async")?.call_method1("finish", (pending,))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Generator({}, max_new_tokens={})", self.model.get().describe(), self.options.max_new_tokens)
+    }
+}
+
+/// One result, or all of them in a list.
+fn deliver(py: Python<'_>, mut results: Vec<Generation>, many: bool) -> PyResult<Bound<'_, PyAny>> {
+    match (many, results.pop()) {
+        (false, Some(result)) => Ok(Bound::new(py, result)?.into_any()),
+        (_, last) => {
+            results.extend(last);
+            let results =
+                results.into_iter().map(|result| Bound::new(py, result)).collect::<PyResult<Vec<_>>>()?;
+            Ok(PyList::new(py, results)?.into_any())
+        }
+    }
+}
+
+/// Generations under way that an event loop waits for. Dropping it cancels them.
+#[pyclass(frozen, name = "_Pending", module = "candlewick._native")]
+pub(super) struct Pending {
+    streams: Vec<generate::TokenStream>,
+    many: bool,
+}
+
+impl Pending {
+    fn resolve<'py>(slf: &Bound<'py, Self>, future: &Bound<'py, PyAny>) -> PyResult<()> {
+        let (py, this) = (slf.py(), slf.get());
+        if future.call_method0("done")?.is_truthy()? {
+            return Ok(());
+        }
+        for stream in &this.streams {
+            let event_loop = future.call_method0("get_loop")?;
+            let waker = notify::waker(
+                event_loop.unbind(),
+                slf.getattr("_advance")?.unbind(),
+                future.clone().unbind(),
+            );
+            loop {
+                match stream.poll_next(&mut Context::from_waker(&waker)) {
+                    Poll::Pending => return Ok(()),
+                    Poll::Ready(Ok(Some(_))) => {}
+                    Poll::Ready(Ok(None)) => break,
+                    Poll::Ready(Err(error)) => {
+                        future.call_method1("set_exception", (PyErr::from(error).into_value(py),))?;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        let results = this.streams.iter().filter_map(generate::TokenStream::result);
+        let results = results.map(|result| Generation::from(&*result)).collect();
+        future.call_method1("set_result", (deliver(py, results, this.many)?,))?;
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Pending {
+    /// A future of the running event loop that gets the result.
+    fn future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let future = new_future(slf.py())?;
+        Self::resolve(slf, &future)?;
+        Ok(future)
+    }
+
+    /// Called by the event loop when a generation may have ended.
+    fn _advance<'py>(slf: &Bound<'py, Self>, future: &Bound<'py, PyAny>) -> PyResult<()> {
+        Self::resolve(slf, future)
+    }
+
+    /// Ends all generations within one token.
+    fn cancel(&self) {
+        self.streams.iter().for_each(generate::TokenStream::cancel);
+    }
+}

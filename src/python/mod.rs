@@ -1,0 +1,47 @@
+//! The extension module `candlewick._native`: the only room that knows pyo3.
+//!
+//! Each method converts its arguments, enters the core through [`enter`], and converts the result. It computes nothing.
+
+mod convert;
+mod enter;
+mod errors;
+mod generator;
+mod model;
+mod notify;
+mod results;
+mod stream;
+mod tokenizer;
+
+use pyo3::prelude::*;
+
+/// One allocator that keeps large blocks: activations of one step are reused by the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The compiled part of candlewick; use the names that `candlewick` exports.
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::generator::Generator;
+    #[pymodule_export]
+    use super::model::Model;
+    #[pymodule_export]
+    use super::results::{Generation, StreamToken};
+    #[pymodule_export]
+    use super::stream::TokenStream;
+    #[pymodule_export]
+    use super::tokenizer::{DecodeStream, Tokenizer};
+
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // A second interpreter finds the bridge in place, which is as good.
+        let _ = pyo3_log::try_init();
+        Ok(())
+    }
+}

@@ -1,0 +1,358 @@
+//! `Model`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+use super::convert;
+use super::enter::enter_long;
+use super::tokenizer::Tokenizer;
+use crate::checkpoint::{HubOptions, Progress};
+use crate::models::{self, LoadOptions};
+use crate::{Error, Result};
+
+/// A language model with its tokenizer and configuration.
+///
+/// Models are immutable: any number of threads, tasks and generators may share one.
+///
+/// Examples:
+///     >>> import candlewick as cw
+///     >>> model = cw.Model.from_pretrained("candlewick/tiny")
+///     >>> model.architecture
+///     'qwen2'
+///     >>> model.logits([1, 2, 3]).shape == (3, model.vocab_size)
+///     True
+#[pyclass(frozen, module = "candlewick", weakref)]
+pub(super) struct Model {
+    inner: Mutex<Option<models::Model>>,
+    opened: Opened,
+}
+
+/// How the model was opened, for `repr` and for opening it again in another process.
+#[derive(Clone)]
+struct Opened {
+    source: String,
+    device: String,
+    dtype: String,
+    quantize: Option<String>,
+    revision: Option<String>,
+    cache_dir: Option<PathBuf>,
+    local_files_only: bool,
+    memory_limit_bytes: Option<u64>,
+}
+
+/// Bytes of each file of a download: those that are there, and all.
+type Downloads = Arc<Mutex<BTreeMap<String, (u64, Option<u64>)>>>;
+
+impl Model {
+    /// The core's handle.
+    pub(super) fn get(&self) -> Result<models::Model> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.clone().ok_or_else(|| {
+            Error::argument("model", "a closed model", "one that was not closed; load it again")
+        })
+    }
+
+    /// One line that says which model this is.
+    pub(super) fn describe(&self) -> String {
+        match self.get() {
+            Ok(model) => format!(
+                "Model({:?}, architecture={:?}, parameters={}, dtype={:?}, device={:?})",
+                self.opened.source,
+                model.model_type(),
+                model.num_parameters(),
+                model.dtype_name(),
+                model.device_name()
+            ),
+            Err(_) => format!("Model({:?}, closed)", self.opened.source),
+        }
+    }
+
+    fn outputs<'py>(
+        &self,
+        py: Python<'py>,
+        input_ids: &Bound<'py, PyAny>,
+        head: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (sequences, many) = convert::id_lists(input_ids)?;
+        let model = self.get()?;
+        let cancelled =
+            |flag: &std::sync::atomic::AtomicBool| flag.load(std::sync::atomic::Ordering::Relaxed);
+        let outputs =
+            enter_long(py, |flag| model.outputs(&sequences, None, head, &|| cancelled(flag)), |_| Ok(()))?;
+        if many {
+            let arrays =
+                outputs.iter().map(|tensor| convert::matrix(py, tensor)).collect::<PyResult<Vec<_>>>()?;
+            return Ok(PyList::new(py, arrays)?.into_any());
+        }
+        match outputs.first() {
+            Some(tensor) => Ok(convert::matrix(py, tensor)?.into_any()),
+            None => Err(Error::argument("input_ids", "nothing", "at least one token").into()),
+        }
+    }
+}
+
+#[pymethods]
+impl Model {
+    /// Loads a model.
+    ///
+    /// Args:
+    ///     source: A directory in Hugging Face layout, a hub id such as ``"Qwen/Qwen2.5-0.5B-Instruct"``, a ``.gguf``
+    ///         file, ``"org/name:file.gguf"``, or ``"candlewick/tiny"``, which is bundled and works offline.
+    ///     device: ``"auto"``, ``"cpu"``, ``"metal"``, ``"cuda"`` or ``"cuda:N"``.
+    ///     dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    ///     quantize: None, or the name of a weight format to convert to while loading.
+    ///     revision: Branch, tag or commit on the hub.
+    ///     cache_dir: Where downloads are kept, instead of the hub's standard cache.
+    ///     token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
+    ///     local_files_only: Never touch the network.
+    ///     memory_limit_bytes: Refuse work that would need more than this for weights and caches.
+    ///     show_progress_bar: Whether to show downloads; None means if the logger shows INFO.
+    ///
+    /// Returns:
+    ///     The model.
+    ///
+    /// Raises:
+    ///     ModelNotFoundError: Neither disk nor hub has it.
+    ///     UnsupportedModelError: Its architecture is not among those that candlewick has.
+    ///     ConfigError: A configuration field cannot be honoured.
+    ///     CheckpointError: Tensors are missing, malformed or of the wrong shape.
+    ///     DeviceError: The device is not there.
+    ///     OutOfMemoryError: The weights alone exceed ``memory_limit_bytes``.
+    #[staticmethod]
+    #[pyo3(signature = (source, *, device = "auto", dtype = "auto", quantize = None, revision = None, cache_dir = None,
+                        token = None, local_files_only = false, memory_limit_bytes = None, show_progress_bar = None))]
+    #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
+    fn from_pretrained(
+        py: Python<'_>,
+        source: PathBuf,
+        device: &str,
+        dtype: &str,
+        quantize: Option<String>,
+        revision: Option<String>,
+        cache_dir: Option<PathBuf>,
+        token: Option<String>,
+        local_files_only: bool,
+        memory_limit_bytes: Option<u64>,
+        show_progress_bar: Option<bool>,
+    ) -> PyResult<Self> {
+        let opened = Opened {
+            source: source.display().to_string(),
+            device: device.to_owned(),
+            dtype: dtype.to_owned(),
+            quantize,
+            revision: revision.clone(),
+            cache_dir: cache_dir.clone(),
+            local_files_only,
+            memory_limit_bytes,
+        };
+        if let Some(format) = &opened.quantize {
+            return Err(Error::argument(
+                "quantize",
+                format!("{format:?}"),
+                "None; this version stores weights as they are",
+            )
+            .into());
+        }
+        let downloads = Downloads::default();
+        let options = LoadOptions {
+            device: opened.device.clone(),
+            dtype: opened.dtype.clone(),
+            memory_limit_bytes,
+            bundled: Some(bundled_directory(py)?),
+            hub: HubOptions { revision, cache_dir, token, local_files_only, ..HubOptions::default() },
+        };
+        let bars = py.import("candlewick._progress")?.getattr("Downloads")?.call1((show_progress_bar,))?;
+        let loaded = load(py, &opened.source, options, &downloads, &bars);
+        bars.call_method0("close")?;
+        Ok(Self { inner: Mutex::new(Some(loaded?)), opened })
+    }
+
+    /// ``config.json`` as read.
+    #[getter]
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        Ok(convert::to_python(py, self.get()?.config())?.cast_into()?)
+    }
+
+    /// ``generation_config.json`` as read, or an empty dict.
+    #[getter]
+    fn generation_defaults<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        Ok(convert::to_python(py, self.get()?.generation_config())?.cast_into()?)
+    }
+
+    /// The ``model_type`` of the configuration.
+    #[getter]
+    fn architecture(&self) -> PyResult<String> {
+        Ok(self.get()?.model_type().to_owned())
+    }
+
+    /// The device of the weights, such as ``"cpu"``.
+    #[getter]
+    fn device(&self) -> PyResult<String> {
+        Ok(self.get()?.device_name())
+    }
+
+    /// The dtype of the weights, such as ``"bfloat16"``.
+    #[getter]
+    fn dtype(&self) -> PyResult<&'static str> {
+        Ok(self.get()?.dtype_name())
+    }
+
+    /// Number of parameters; tied ones count once.
+    #[getter]
+    fn num_parameters(&self) -> PyResult<usize> {
+        Ok(self.get()?.num_parameters())
+    }
+
+    /// Bytes that the weights take in memory.
+    #[getter]
+    fn size_in_bytes(&self) -> PyResult<usize> {
+        Ok(self.get()?.size_in_bytes())
+    }
+
+    /// The longest sequence in tokens.
+    #[getter]
+    fn context_length(&self) -> PyResult<usize> {
+        Ok(self.get()?.context_length())
+    }
+
+    /// Number of different tokens the model can give.
+    #[getter]
+    fn vocab_size(&self) -> PyResult<usize> {
+        Ok(self.get()?.vocab_size())
+    }
+
+    /// What the model was loaded from.
+    #[getter]
+    fn source(&self) -> &str {
+        &self.opened.source
+    }
+
+    /// The tokenizer.
+    ///
+    /// Raises:
+    ///     ModelNotFoundError: The checkpoint came without one.
+    #[getter]
+    fn tokenizer(&self) -> PyResult<Tokenizer> {
+        Ok(Tokenizer::new(self.get()?.tokenizer()?.clone()))
+    }
+
+    /// Logits of every position.
+    ///
+    /// Args:
+    ///     input_ids: One list of token ids, or a list of such lists of any lengths.
+    ///
+    /// Returns:
+    ///     A float32 array ``[seq, vocab]``, or a list of such arrays.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
+    ///     ContextLengthError: A list is longer than ``context_length``.
+    fn logits<'py>(&self, py: Python<'py>, input_ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        self.outputs(py, input_ids, true)
+    }
+
+    /// Hidden states of every position after the last norm.
+    ///
+    /// Args:
+    ///     input_ids: One list of token ids, or a list of such lists of any lengths.
+    ///
+    /// Returns:
+    ///     A float32 array ``[seq, hidden]``, or a list of such arrays.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
+    ///     ContextLengthError: A list is longer than ``context_length``.
+    fn hidden_states<'py>(
+        &self,
+        py: Python<'py>,
+        input_ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.outputs(py, input_ids, false)
+    }
+
+    /// Gives the memory back once no generation uses the model any more. Closing twice does nothing.
+    fn close(&self, py: Python<'_>) {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(inner));
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc))]
+    fn __exit__(&self, py: Python<'_>, _exc: &Bound<'_, PyTuple>) {
+        self.close(py);
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let (py, opened) = (slf.py(), &slf.get().opened);
+        let keywords = PyDict::new(py);
+        keywords.set_item("device", &opened.device)?;
+        keywords.set_item("dtype", &opened.dtype)?;
+        keywords.set_item("quantize", &opened.quantize)?;
+        keywords.set_item("revision", &opened.revision)?;
+        keywords.set_item("cache_dir", &opened.cache_dir)?;
+        keywords.set_item("local_files_only", opened.local_files_only)?;
+        keywords.set_item("memory_limit_bytes", opened.memory_limit_bytes)?;
+        let open = py.import("candlewick._reopen")?.getattr("model")?;
+        Ok((open, (&opened.source, keywords)).into_pyobject(py)?.into_any())
+    }
+
+    fn __repr__(&self) -> String {
+        self.describe()
+    }
+
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        let model = self.get()?;
+        let rows = [
+            ("source", self.opened.source.clone()),
+            ("architecture", model.model_type().to_owned()),
+            ("parameters", model.num_parameters().to_string()),
+            ("memory", format!("{:.1} MB", model.size_in_bytes() as f64 / 1e6)),
+            ("dtype", model.dtype_name().to_owned()),
+            ("device", model.device_name()),
+            ("context", format!("{} tokens", model.context_length())),
+        ];
+        py.import("candlewick.notebook")?.call_method1("table", ("Model", rows.to_vec()))?.extract()
+    }
+}
+
+fn bundled_directory(py: Python<'_>) -> PyResult<PathBuf> {
+    let package: Vec<PathBuf> = py
+        .import("candlewick")?
+        .getattr("__path__")?
+        .try_iter()?
+        .map(|path| path?.extract())
+        .collect::<PyResult<_>>()?;
+    Ok(package.first().map(|path| path.join("tiny")).unwrap_or_default())
+}
+
+fn load(
+    py: Python<'_>,
+    source: &str,
+    mut options: LoadOptions,
+    downloads: &Downloads,
+    bars: &Bound<'_, PyAny>,
+) -> PyResult<models::Model> {
+    let seen = Arc::clone(downloads);
+    options.hub.progress = Some(Arc::new(move |progress: Progress<'_>| {
+        let state = (progress.downloaded_bytes, progress.total_bytes);
+        seen.lock().unwrap_or_else(PoisonError::into_inner).insert(progress.file.to_owned(), state);
+    }));
+    let work = |cancel: &Arc<_>| {
+        options.hub.cancel = Some(Arc::clone(cancel));
+        models::Model::load(source, &options)
+    };
+    enter_long(py, work, |_| {
+        let now = downloads.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (file, (done, total)) in now {
+            bars.call_method1("update", (file, done, total))?;
+        }
+        Ok(())
+    })
+}
