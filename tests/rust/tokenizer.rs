@@ -307,7 +307,7 @@ fn damaged_files_never_panic() {
                 match Tokenizer::from_dir(dir.path()) {
                     Ok(tokenizer) => {
                         let ids = tokenizer.encode("The river 😀 [SEP]", true).unwrap_or_default();
-                        let _ = tokenizer.decode(&ids, true);
+                        tokenizer.decode(&ids, true).unwrap();
                     }
                     Err(_) => refused += 1,
                 }

@@ -17,7 +17,7 @@ mod matmul;
 mod pack;
 pub mod pool;
 mod scalar;
-pub(crate) mod scratch;
+mod scratch;
 #[cfg(test)]
 mod tests;
 mod tile;
