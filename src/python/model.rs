@@ -1,4 +1,4 @@
-//! `Model`.
+//! `Model`: loading a checkpoint, and what it says about itself.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

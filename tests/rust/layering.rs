@@ -42,8 +42,25 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("train", &["error", "batch", "tokenizer", "models", "adapter", "kernels::cross_entropy"]),
     ("embed", &["error", "batch", "tokenizer", "models", "adapter"]),
-    // What a user of the Rust crate works with; the rooms below are none of its business.
-    ("python", &["error", "device", "batch", "tokenizer", "models", "adapter", "generate", "train", "embed"]),
+    (
+        "python",
+        &[
+            // What a user of the Rust crate works with; the rooms below are none of its business.
+            "error",
+            "device",
+            "batch",
+            "tokenizer",
+            "models",
+            "adapter",
+            "generate",
+            "train",
+            "embed",
+            // Parts of their arguments.
+            "checkpoint::HubOptions",
+            "checkpoint::Progress",
+            "nn::AdapterSet",
+        ],
+    ),
 ];
 
 /// Words that name a model family.
@@ -337,9 +354,7 @@ fn every_room_is_there_and_in_the_table() {
     let sources = sources();
     let seen: BTreeSet<&str> = sources.iter().map(Source::room).filter(|room| *room != "lib").collect();
     let table: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
-    let missing: Vec<&&str> = table.difference(&seen).collect();
-    assert!(missing.iter().all(|room| **room == "python"), "missing: {missing:?}");
-    assert!(seen.is_subset(&table), "not in the table: {:?}", seen.difference(&table));
+    assert_eq!(seen, table);
     assert_eq!(table.len(), ROOMS.len(), "a room is listed twice");
     for (room, may) in ROOMS {
         for name in *may {
