@@ -5,11 +5,13 @@
 //! running the program inside it.
 
 mod atomic;
+pub mod gguf;
 pub mod hub;
 mod json;
 mod safetensors;
 
 pub use atomic::AtomicFile;
+pub use gguf::{GgufSource, write_gguf};
 pub use hub::{Hub, HubEnv, HubOptions, Progress, Wanted, resolve};
 pub use json::{MAX_JSON_BYTES, read_json, write_json};
 pub use safetensors::{SafetensorsSource, write_safetensors};

@@ -4,10 +4,22 @@
 //! It does not write caches and does not rotate heads. Sources: Vaswani et al. 2017; Ainslie et al. 2023 (grouped
 //! queries); Dao 2023, "FlashAttention-2" (linear memory and the backward pass).
 
+mod backward;
+mod block;
+mod decode;
+mod forward;
+mod op;
+mod prefill;
+mod problem;
 mod reference;
+#[cfg(test)]
+mod tests;
+mod tile;
+mod view;
 
 use candle_core::Tensor;
 
+use crate::kernels::simd::Level;
 use crate::{Error, Result};
 
 /// What queries may see, and how scores are formed.
@@ -52,7 +64,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttentionArgs) -> Re
     check_window(args)?;
     let longest = args.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
     check_bias(q, args, longest)?;
-    reference::attention(q, k, v, args)
+    if op::fits(&[q, k, v], args) {
+        op::attention(Level::current(), (q, k, v), args)
+    } else {
+        reference::attention(q, k, v, args)
+    }
 }
 
 /// Attention of the newest queries `q: [tokens, heads, head_dim]` over one cache per sequence.
@@ -77,7 +93,11 @@ pub fn cached_attention(q: &Tensor, caches: &[KeyValues], args: &AttentionArgs) 
         longest = longest.max(cache.len);
     }
     check_bias(q, args, longest)?;
-    reference::cached_attention(q, caches, args)
+    if op::fits(&[q], args) {
+        op::cached_attention(Level::current(), q, caches, args)
+    } else {
+        reference::cached_attention(q, caches, args)
+    }
 }
 
 fn misfit(found: String) -> Error {

@@ -11,3 +11,4 @@ pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+mod simd;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::config::shorten;
 use super::template_engine::CompiledTemplate;
 use super::{ChatOptions, Tokenizer};
 use crate::error::{Error, Result};
@@ -150,14 +151,4 @@ fn missing(templates: &BTreeMap<String, String>) -> Error {
         format!("the model has no default chat template; choose one of {}", names.join(", "))
     };
     Error::config("tokenizer_config.json", "chat_template", reason)
-}
-
-/// A value as it may stand in an error message.
-fn shorten(value: &Value) -> String {
-    let mut text = value.to_string();
-    if let Some((cut, _)) = text.char_indices().nth(120) {
-        text.truncate(cut);
-        text.push('…');
-    }
-    text
 }

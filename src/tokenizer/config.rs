@@ -224,12 +224,17 @@ fn read_length(file: &str, value: Option<&Value>) -> Result<Option<usize>> {
 }
 
 fn expected(what: &str, got: &Value) -> String {
-    let mut got = got.to_string();
-    if let Some((cut, _)) = got.char_indices().nth(80) {
-        got.truncate(cut);
-        got.push('…');
+    format!("got {}, expected {what}", shorten(got))
+}
+
+/// A value as it may stand in an error message.
+pub(super) fn shorten(value: &Value) -> String {
+    let mut text = value.to_string();
+    if let Some((cut, _)) = text.char_indices().nth(100) {
+        text.truncate(cut);
+        text.push('…');
     }
-    format!("got {got}, expected {what}")
+    text
 }
 
 fn read_text(path: &Path) -> Result<Option<String>> {

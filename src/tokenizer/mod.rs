@@ -77,6 +77,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|error| Error::internal("turning the tokenizer's truncation off failed", error))?;
         add_missing_tokens(&mut tokenizer, &config)?;
+        try_out(&tokenizer)?;
         let is_bpe = matches!(tokenizer.get_model(), tokenizers::ModelWrapper::BPE(_));
         // As transformers: the clean-up would damage the text of a BPE vocabulary.
         let pipeline = Pipeline::new(tokenizer.get_decoder(), config.clean_up_spaces && !is_bpe)?;
@@ -181,14 +182,30 @@ impl Tokenizer {
     }
 }
 
-/// Parses `tokenizer.json`; the crate is not free of panics on malformed files.
+/// Parses `tokenizer.json`; the crate panics on some malformed files, so syntax is checked before.
 fn parse(bytes: &[u8], file: &str) -> Result<tokenizers::Tokenizer> {
-    let reason = match catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes))) {
-        Ok(Ok(tokenizer)) => return Ok(tokenizer),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the vocabulary contradicts itself".to_string(),
+    let invalid = |reason: String| Error::config(file, "", format!("is not a valid tokenizer: {reason}"));
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| invalid(error.to_string()))?;
+    match catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes))) {
+        Ok(tokenizer) => tokenizer.map_err(|error| invalid(error.to_string())),
+        Err(_) => Err(invalid("it contradicts itself".into())),
+    }
+}
+
+/// Encodes nothing, alone and as a pair: a post-processor may name tokens that it does not define, which the
+/// crate notices, with a panic, when it is used.
+fn try_out(tokenizer: &tokenizers::Tokenizer) -> Result<()> {
+    let probe = || -> tokenizers::Result<()> {
+        tokenizer.encode_fast("", true)?;
+        tokenizer.encode_fast(("", ""), true)?;
+        Ok(())
     };
-    Err(Error::config(file, "", format!("is not a valid tokenizer: {reason}")))
+    let reason = match catch_unwind(AssertUnwindSafe(probe)) {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the rules for special tokens contradict themselves".to_string(),
+    };
+    Err(Error::config("tokenizer.json", "post_processor", format!("cannot be applied: {reason}")))
 }
 
 /// Adds the configured tokens that the vocabulary lacks or describes differently.

@@ -2,10 +2,12 @@
 //!
 //! A template with `{% generation %}` blocks says so itself. For others the chat is rendered up to each
 //! assistant turn with the generation prompt, which is what a model sees before it speaks, and up to
-//! its end. Some templates write a turn differently when others follow it (reasoning that is dropped,
-//! for example); such a turn is found by exchanging its content, and ends with the next token that
-//! ends a generation.
+//! its end. Some templates write a turn, or what stands before it, differently when more follows
+//! (reasoning that is dropped, a system message that moves to the last question). Then the content of
+//! the turn, or of the message before it, is exchanged for a mark, and what surrounds the mark tells.
+//! A turn that cannot be found with certainty is an error, never a guess.
 
+use std::cell::LazyCell;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -61,6 +63,20 @@ impl Tokenizer {
         let ends = self.eos_token_ids().iter().filter_map(|&id| self.id_to_token(id));
         ends.filter_map(|token| Some(from + text[from..].find(&token)? + token.len())).min()
     }
+
+    /// Length in bytes of what two texts begin with alike, in whole characters and whole added tokens.
+    fn agreement(&self, text: &str, other: &str) -> usize {
+        let agreed = common_prefix(text, other);
+        if agreed == text.len() || agreed == other.len() {
+            return agreed;
+        }
+        let added = self.inner().get_added_vocabulary().get_added_tokens_decoder();
+        let cut = |token: &[u8]| {
+            let starts = agreed.saturating_sub(token.len().saturating_sub(1))..agreed;
+            starts.into_iter().find(|&start| text.as_bytes()[start..].starts_with(token))
+        };
+        added.values().filter_map(|token| cut(token.content.as_bytes())).min().unwrap_or(agreed)
+    }
 }
 
 /// Renders parts of one chat.
@@ -95,26 +111,29 @@ impl Renderer<'_> {
 
     /// The assistant turn `index` in `text`, not before `after`.
     fn locate(&self, text: &str, messages: &[Value], index: usize, after: usize) -> Option<Range<usize>> {
-        let content = self.content_span(text, messages, index);
+        // Three renderings find an ordinary turn; its content is only looked for where they do not.
+        let content = LazyCell::new(|| self.content_span(text, messages, index));
+        let words = messages[index].get("content").and_then(Value::as_str).unwrap_or_default().trim();
         let start = self
             .start_of_turn(text, &messages[..index])
             .or_else(|| self.start_after_neighbour(text, messages, index));
-        let start = match (start, &content) {
-            (Some(Start::Prompted(start)), _) => start,
-            (_, Some(content)) => content.start,
-            (Some(Start::Unprompted(start)), None) if !has_text(&messages[index]) => start,
-            _ => return None,
+        let start = match start {
+            Some(Start::Prompted(start)) => start,
+            other => match (other, &*content) {
+                (_, Some(content)) => content.start,
+                (Some(Start::Unprompted(start)), None) if words.is_empty() => start,
+                _ => return None,
+            },
         };
-        let end = match self.end_by_prefix(text, &messages[..=index]) {
-            Some(end) => end,
-            None => {
-                let from = content.map_or(start, |content| content.end);
-                self.tokenizer.end_of_turn(text, from).unwrap_or(from)
-            }
-        };
+        let end = self.end_by_prefix(text, &messages[..=index]).or_else(|| {
+            let known = content.as_ref().map(|content| content.end);
+            let agreed = known.and_then(|from| self.end_after_content(text, from, messages, index));
+            agreed.or_else(|| self.tokenizer.end_of_turn(text, known.unwrap_or(start)))
+        })?;
         let turn = text.get(start..end)?;
+        let is_shown = turn.contains(words) || self.shows_content(text, messages, index);
         let end = start + self.tokenizer.without_space_after_end(turn).len();
-        (after <= start && start < end).then_some(start..end)
+        (after <= start && start < end && is_shown).then_some(start..end)
     }
 
     /// Where the model would begin to speak, if the chat before the turn is a beginning of `text`.
@@ -125,7 +144,7 @@ impl Renderer<'_> {
         if before.is_empty() && !text.starts_with(&prompt) {
             return None;
         }
-        Start::behind(text, &prompt, &history)
+        self.start_behind(text, &prompt, &history)
     }
 
     /// As [`start_of_turn`](Self::start_of_turn), for templates that write the beginning of a chat
@@ -133,17 +152,25 @@ impl Renderer<'_> {
     fn start_after_neighbour(&self, text: &str, messages: &[Value], index: usize) -> Option<Start> {
         let neighbour = index.checked_sub(1)?;
         let end = self.content_span(text, messages, neighbour)?.end;
-        let mark = unused_mark(text);
-        let mut before = messages[..index].to_vec();
-        *before.get_mut(neighbour)?.get_mut("content")? = Value::from(mark.as_str());
-        let prompt = self.render(&before, true).ok()?;
-        let history = self.render(&before, false).ok()?;
-        let (_, prompt) = prompt.split_once(&mark)?;
-        let (_, history) = history.split_once(&mark)?;
-        Some(match Start::behind(&text[end..], prompt, history)? {
+        let prompt = self.render_exchanged(text, &messages[..index], neighbour, true)?;
+        let history = self.render_exchanged(text, &messages[..index], neighbour, false)?;
+        let (_, prompt) = prompt.split()?;
+        let (_, history) = history.split()?;
+        Some(match self.start_behind(&text[end..], prompt, history)? {
             Start::Prompted(start) => Start::Prompted(end + start),
             Start::Unprompted(start) => Start::Unprompted(end + start),
         })
+    }
+
+    /// The start of what `text` has behind `prompt`, which is `history` and the generation prompt.
+    fn start_behind(&self, text: &str, prompt: &str, history: &str) -> Option<Start> {
+        if text.starts_with(prompt) {
+            let is_prompted = prompt.len() > history.len();
+            return Some(if is_prompted { Start::Prompted } else { Start::Unprompted }(prompt.len()));
+        }
+        // The prompt may end with words that the model did not take up, such as an opened reasoning.
+        let agreed = self.tokenizer.agreement(text, prompt);
+        (prompt.starts_with(history) && agreed > history.len()).then_some(Start::Prompted(agreed))
     }
 
     fn end_by_prefix(&self, text: &str, until: &[Value]) -> Option<usize> {
@@ -151,17 +178,53 @@ impl Renderer<'_> {
         text.starts_with(&prefix).then_some(prefix.len())
     }
 
-    /// The place of the turn's content, found by rendering the chat with another content there.
+    /// The end of what follows the turn's content at `from`, as far as it also does if the turn is last.
+    fn end_after_content(&self, text: &str, from: usize, messages: &[Value], index: usize) -> Option<usize> {
+        let alone = self.render_exchanged(text, &messages[..=index], index, false)?;
+        let (_, behind) = alone.split()?;
+        let agreed = self.tokenizer.agreement(&text[from..], behind);
+        (agreed > 0 || behind.is_empty()).then_some(from + agreed)
+    }
+
+    /// The place of a message's content, found by rendering the chat with another content there.
     fn content_span(&self, text: &str, messages: &[Value], index: usize) -> Option<Range<usize>> {
-        let mark = unused_mark(text);
-        let mut messages = messages.to_vec();
-        let content = messages.get_mut(index)?.get_mut("content")?;
-        *content = Value::from(mark.as_str());
-        let marked = self.render(&messages, self.options.add_generation_prompt).ok()?;
-        let (before, behind) = marked.split_once(&mark)?;
+        let exchanged = self.render_exchanged(text, messages, index, self.options.add_generation_prompt)?;
+        let (before, behind) = exchanged.split()?;
         let fits = before.len() + behind.len() <= text.len();
         (fits && text.starts_with(before) && text.ends_with(behind))
             .then(|| before.len()..text.len() - behind.len())
+    }
+
+    fn shows_content(&self, text: &str, messages: &[Value], index: usize) -> bool {
+        let exchanged = self.render_exchanged(text, messages, index, self.options.add_generation_prompt);
+        exchanged.is_some_and(|exchanged| exchanged.split().is_some())
+    }
+
+    /// Renders with a mark, unknown to `text`, in place of the content of one message.
+    fn render_exchanged(
+        &self,
+        text: &str,
+        messages: &[Value],
+        index: usize,
+        add_generation_prompt: bool,
+    ) -> Option<Exchanged> {
+        let mark = unused_mark(text);
+        let mut messages = messages.to_vec();
+        *messages.get_mut(index)?.get_mut("content")? = Value::from(mark.as_str());
+        Some(Exchanged { text: self.render(&messages, add_generation_prompt).ok()?, mark })
+    }
+}
+
+/// A chat in which a mark stands for the content of one message.
+struct Exchanged {
+    text: String,
+    mark: String,
+}
+
+impl Exchanged {
+    /// What stands before and behind the content, if the chat shows it.
+    fn split(&self) -> Option<(&str, &str)> {
+        self.text.split_once(&self.mark)
     }
 }
 
@@ -173,29 +236,11 @@ enum Start {
     Unprompted(usize),
 }
 
-impl Start {
-    /// The start of what `text` has behind `prompt`, which is `history` and the generation prompt.
-    fn behind(text: &str, prompt: &str, history: &str) -> Option<Self> {
-        if text.starts_with(prompt) {
-            let is_prompted = prompt.len() > history.len();
-            return Some(if is_prompted { Self::Prompted } else { Self::Unprompted }(prompt.len()));
-        }
-        // The prompt may end with words that the model did not take up, such as an opened reasoning.
-        let agreed = common_prefix(text, prompt);
-        (prompt.starts_with(history) && agreed > history.len()).then_some(Self::Prompted(agreed))
-    }
-}
-
-/// Whether a message has words that the template should show.
-fn has_text(message: &Value) -> bool {
-    message.get("content").and_then(Value::as_str).is_some_and(|text| !text.is_empty())
-}
-
-/// A short text that `text` does not contain.
+/// A short text that `text` does not contain, nor its beginning, so that none appears where they meet.
 fn unused_mark(text: &str) -> String {
-    let marks = (0..).map(|number: u64| format!("\u{F8FF}{number}\u{F8FF}"));
-    let mut unused = marks.filter(|mark| !text.contains(mark));
-    unused.next().unwrap_or_default()
+    let beginnings = (0..).map(|number: u64| format!("\u{F8FF}{number}"));
+    let mut unused = beginnings.filter(|beginning| !text.contains(beginning));
+    unused.next().unwrap_or_default() + "\u{F8FF}"
 }
 
 /// Length in bytes of the longest common beginning, in whole characters.

@@ -159,104 +159,109 @@ pub(super) fn tojson(value: &Value, ensure_ascii: Option<Value>, options: Kwargs
         layout.key_separator = key;
     }
     options.assert_all_used()?;
-    let mut out = String::new();
-    write_json(value, &layout, 0, &mut out)?;
-    Ok(out)
+    let mut writer = JsonWriter { layout, depth: 0, out: String::new() };
+    writer.write(value)?;
+    Ok(writer.out)
 }
 
-fn write_json(value: &Value, layout: &Layout, depth: usize, out: &mut String) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::None => out.push_str("null"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number if !value.is_integer() => {
-            out.push_str(&python_float(f64::try_from(value.clone())?, ["NaN", "Infinity"]));
-        }
-        ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::String => write_json_string(value.as_str().unwrap_or_default(), layout.ascii, out),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            write_container(['[', ']'], items.len(), layout, depth, out, |index, out| {
-                write_json(&items[index], layout, depth + 1, out)
-            })?;
-        }
-        ValueKind::Map => {
-            let mut keys: Vec<Value> = value.try_iter()?.collect();
-            if layout.sort_keys {
-                keys.sort();
+/// `json.dumps` at work.
+struct JsonWriter {
+    layout: Layout,
+    depth: usize,
+    out: String,
+}
+
+impl JsonWriter {
+    fn write(&mut self, value: &Value) -> Result<(), Error> {
+        match value.kind() {
+            ValueKind::String => self.write_string(value.as_str().unwrap_or_default()),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items: Vec<Value> = value.try_iter()?.collect();
+                self.write_items(['[', ']'], &items, |writer, item| writer.write(item))?;
             }
-            write_container(['{', '}'], keys.len(), layout, depth, out, |index, out| {
-                write_json_key(&keys[index], layout, out)?;
-                out.push_str(&layout.key_separator);
-                write_json(&value.get_item(&keys[index])?, layout, depth + 1, out)
-            })?;
+            ValueKind::Map => {
+                let mut keys: Vec<Value> = value.try_iter()?.collect();
+                if self.layout.sort_keys {
+                    keys.sort();
+                }
+                self.write_items(['{', '}'], &keys, |writer, key| {
+                    // Keys are always strings in JSON; other scalars become their JSON text.
+                    match key.as_str() {
+                        Some(key) => writer.write_string(key),
+                        None => writer.write_string(&scalar(key)?),
+                    }
+                    writer.out.push_str(&writer.layout.key_separator);
+                    writer.write(&value.get_item(key)?)
+                })?;
+            }
+            _ => self.out.push_str(&scalar(value)?),
         }
+        Ok(())
+    }
+
+    fn write_items(
+        &mut self,
+        [open, close]: [char; 2],
+        items: &[Value],
+        write_item: impl Fn(&mut Self, &Value) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.out.push(open);
+        self.depth += 1;
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                self.out.push_str(&self.layout.item_separator);
+            }
+            self.new_line();
+            write_item(self, item)?;
+        }
+        self.depth -= 1;
+        if !items.is_empty() {
+            self.new_line();
+        }
+        self.out.push(close);
+        Ok(())
+    }
+
+    fn new_line(&mut self) {
+        if let Some(indent) = &self.layout.indent {
+            self.out.push('\n');
+            self.out.push_str(&indent.repeat(self.depth));
+        }
+    }
+
+    fn write_string(&mut self, text: &str) {
+        self.out.push('"');
+        for character in text.chars() {
+            match character {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{C}' => self.out.push_str("\\f"),
+                _ if (character as u32) < 0x20 || (self.layout.ascii && character > '~') => {
+                    for unit in character.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(self.out, "\\u{unit:04x}");
+                    }
+                }
+                _ => self.out.push(character),
+            }
+        }
+        self.out.push('"');
+    }
+}
+
+/// The JSON text of a value that holds no others.
+fn scalar(value: &Value) -> Result<String, Error> {
+    Ok(match value.kind() {
+        ValueKind::None => "null".to_string(),
+        ValueKind::Bool => if value.is_true() { "true" } else { "false" }.to_string(),
+        ValueKind::Number if value.is_integer() => value.to_string(),
+        ValueKind::Number => python_float(f64::try_from(value.clone())?, ["NaN", "Infinity"]),
         kind => {
             let detail = format!("a value of type {kind} cannot be written as JSON");
             return Err(Error::new(ErrorKind::BadSerialization, detail));
         }
-    }
-    Ok(())
-}
-
-fn write_container(
-    [open, close]: [char; 2],
-    length: usize,
-    layout: &Layout,
-    depth: usize,
-    out: &mut String,
-    mut write_item: impl FnMut(usize, &mut String) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let new_line = |depth: usize, out: &mut String| {
-        if let Some(indent) = layout.indent.as_ref().filter(|_| length > 0) {
-            out.push('\n');
-            out.push_str(&indent.repeat(depth));
-        }
-    };
-    out.push(open);
-    for index in 0..length {
-        if index > 0 {
-            out.push_str(&layout.item_separator);
-        }
-        new_line(depth + 1, out);
-        write_item(index, out)?;
-    }
-    new_line(depth, out);
-    out.push(close);
-    Ok(())
-}
-
-/// Keys are always strings in JSON; other scalars become their JSON text.
-fn write_json_key(key: &Value, layout: &Layout, out: &mut String) -> Result<(), Error> {
-    if key.kind() == ValueKind::String {
-        return write_json(key, layout, 0, out);
-    }
-    let mut text = String::new();
-    write_json(key, layout, 0, &mut text)?;
-    write_json_string(&text, layout.ascii, out);
-    Ok(())
-}
-
-fn write_json_string(text: &str, ascii: bool, out: &mut String) {
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{C}' => out.push_str("\\f"),
-            _ if (character as u32) < 0x20
-                || (ascii && !character.is_ascii())
-                || character == '\u{7F}' && ascii =>
-            {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(out, "\\u{unit:04x}");
-                }
-            }
-            _ => out.push(character),
-        }
-    }
-    out.push('"');
+    })
 }

@@ -14,9 +14,10 @@ from pathlib import Path
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers  # noqa: E402
+from tokenizers import processors, trainers  # noqa: E402
 
-from reference import write_json
+from reference import write_json  # noqa: E402
 
 CORPUS = [
     "A small cat sleeps on the warm chair by the fire.",
@@ -101,9 +102,7 @@ def distilbert(directory: Path, limit: int) -> int:
 def mpnet(directory: Path, limit: int) -> int:
     """MPNet: WordPiece with RoBERTa's special tokens, `<s>` 0, `<pad>` 1, `</s>` 2."""
     tokenizer = wordpiece(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], "[UNK]")
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
-    )
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
     names = ANGLE | {"unk_token": "[UNK]", "bos_token": "<s>", "eos_token": "</s>"}
     return finish(tokenizer, directory, "MPNetTokenizer", limit, names, do_lower_case=True)
 
@@ -132,9 +131,7 @@ def byte_level(vocab: int, names: list[str], prefix_space: bool, words: str | No
 def roberta(directory: Path, limit: int) -> int:
     """RoBERTa: byte-level BPE, `<s>` 0, `<pad>` 1, `</s>` 2, two separators between a pair."""
     tokenizer = byte_level(320, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
-    )
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)
     names = ANGLE | {"bos_token": "<s>", "eos_token": "</s>"}
     return finish(tokenizer, directory, "RobertaTokenizer", limit, names, add_prefix_space=False)
 
@@ -153,7 +150,7 @@ def modernbert(directory: Path, limit: int) -> int:
 def xlm_roberta(directory: Path, limit: int) -> int:
     """XLM-RoBERTa: a unigram model over words marked with ▁."""
     names = ["<s>", "<pad>", "</s>", "<unk>"]
-    scores = dict.fromkeys(names, 0.0) | {"▁": -3.0}
+    scores = {name: 0.0 for name in names} | {"▁": -3.0}
     for piece, is_begin, times in pieces(150, fold=False):
         scores.setdefault("▁" + piece if is_begin and len(piece) > 1 else piece, math.log(times / 3000))
     scores["<mask>"] = 0.0

@@ -46,102 +46,94 @@ class Case:
 
 
 CASES = [
-    Case("qwen2-qv", "qwen2/tied", {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}, 1),
-    Case("qwen3-all-linear", "qwen3/untied", {"r": 5, "lora_alpha": 8, "target_modules": "all-linear"}, 2),
+    Case("qwen2-qv", "qwen2/tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"]), 1),
+    Case("qwen3-all-linear", "qwen3/untied", dict(r=5, lora_alpha=8, target_modules="all-linear"), 2),
     # The same words unresolved, as a person may write them.
     Case(
         "mistral-all-linear",
         "mistral/window",
-        {"r": 3, "lora_alpha": 7, "target_modules": "all-linear"},
+        dict(r=3, lora_alpha=7, target_modules="all-linear"),
         3,
         rewrite={"target_modules": "all-linear"},
     ),
     Case(
         "llama-rslora",
         "llama/llama3",
-        {"r": 5, "lora_alpha": 4, "use_rslora": True, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+        dict(r=5, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
         4,
     ),
     Case(
         "mistral-dora",
         "mistral/window",
-        {"r": 3, "lora_alpha": 6, "use_dora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+        dict(r=3, lora_alpha=6, use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"]),
         5,
     ),
     # DoRA where the base has biases: they are added after the rescaling.
     Case(
         "qwen2-dora",
         "qwen2/tied",
-        {"r": 3, "lora_alpha": 3, "use_dora": True, "target_modules": ["q_proj", "k_proj", "gate_proj"]},
+        dict(r=3, lora_alpha=3, use_dora=True, target_modules=["q_proj", "k_proj", "gate_proj"]),
         6,
     ),
     Case(
         "qwen2-patterns",
         "qwen2/windowed",
-        {
-            "r": 3,
-            "lora_alpha": 6,
-            "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"],
-            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.(up|down)_proj": 5, "layers.2.self_attn.v_proj": 7},
-            "alpha_pattern": {"v_proj": 1, r"^model\.layers\.0\.mlp\.up_proj": 20},
-        },
+        dict(
+            r=3,
+            lora_alpha=6,
+            target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+            rank_pattern={"q_proj": 2, r"layers\.1\.mlp\.(up|down)_proj": 5, "layers.2.self_attn.v_proj": 7},
+            alpha_pattern={"v_proj": 1, r"^model\.layers\.0\.mlp\.up_proj": 20},
+        ),
         7,
     ),
     Case(
         "llama-layers",
         "llama/llama3",
-        {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
+        dict(r=3, lora_alpha=6, target_modules=["q_proj", "up_proj"], layers_to_transform=[1]),
         8,
     ),
     Case(
         "qwen2-layers",
         "qwen2/windowed",
-        {"r": 3, "target_modules": ["v_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+        dict(r=3, target_modules=["v_proj"], layers_to_transform=[0, 2], layers_pattern="layers"),
         9,
     ),
-    Case("llama-regex", "llama/llama3", {"r": 3, "target_modules": r".*\.layers\.0\..*\.(q|down)_proj"}, 10),
+    Case("llama-regex", "llama/llama3", dict(r=3, target_modules=r".*\.layers\.0\..*\.(q|down)_proj"), 10),
     Case(
         "llama-exclude",
         "llama/llama3",
-        {"r": 3, "target_modules": ["q_proj", "k_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        dict(r=3, target_modules=["q_proj", "k_proj"], exclude_modules=["layers.0.self_attn.q_proj"]),
         11,
     ),
     Case(
-        "qwen2-bias",
-        "qwen2/tied",
-        {"r": 3, "lora_alpha": 6, "bias": "lora_only", "target_modules": ["q_proj", "o_proj"]},
-        12,
+        "qwen2-bias", "qwen2/tied", dict(r=3, lora_alpha=6, bias="lora_only", target_modules=["q_proj", "o_proj"]), 12
     ),
     Case(
-        "llama-bias",
-        "llama/bias",
-        {"r": 3, "lora_alpha": 6, "bias": "lora_only", "target_modules": ["k_proj", "gate_proj"]},
-        13,
+        "llama-bias", "llama/bias", dict(r=3, lora_alpha=6, bias="lora_only", target_modules=["k_proj", "gate_proj"]), 13
     ),
-    Case("llama-bias-all", "llama/bias", {"r": 3, "lora_alpha": 6, "bias": "all", "target_modules": ["v_proj"]}, 14),
-    Case("qwen3-head", "qwen3/untied", {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, 15),
+    Case("llama-bias-all", "llama/bias", dict(r=3, lora_alpha=6, bias="all", target_modules=["v_proj"]), 14),
+    Case("qwen3-head", "qwen3/untied", dict(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]), 15),
     Case(
         "qwen2-head-embed",
         "qwen2/windowed",
-        {"r": 3, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+        dict(r=3, target_modules=["v_proj"], modules_to_save=["embed_tokens", "lm_head"]),
         16,
     ),
-    Case("llama-embed", "llama/llama3", {"r": 3, "lora_alpha": 6, "target_modules": ["embed_tokens", "q_proj"]}, 17),
+    Case("llama-embed", "llama/llama3", dict(r=3, lora_alpha=6, target_modules=["embed_tokens", "q_proj"]), 17),
     # The embedding is also the head: only the embedding is adapted.
-    Case(
-        "qwen2-embed-tied", "qwen2/tied", {"r": 3, "target_modules": ["embed_tokens", "v_proj"]}, 18, has_merged=False
-    ),
-    Case("llama-head-lora", "llama/llama3", {"r": 3, "target_modules": ["lm_head", "q_proj"]}, 19),
-    Case("llama-lora-bias", "llama/bias", {"r": 3, "lora_bias": True, "target_modules": ["q_proj", "up_proj"]}, 20),
-    Case("llama-f16", "llama/f16", {"r": 3, "target_modules": ["q_proj", "down_proj"]}, 21, dtype=torch.float16),
+    Case("qwen2-embed-tied", "qwen2/tied", dict(r=3, target_modules=["embed_tokens", "v_proj"]), 18, has_merged=False),
+    Case("llama-head-lora", "llama/llama3", dict(r=3, target_modules=["lm_head", "q_proj"]), 19),
+    Case("llama-lora-bias", "llama/bias", dict(r=3, lora_bias=True, target_modules=["q_proj", "up_proj"]), 20),
+    Case("llama-f16", "llama/f16", dict(r=3, target_modules=["q_proj", "down_proj"]), 21, dtype=torch.float16),
     Case(
         "qwen2-bf16",
         "qwen2/bf16",
-        {"r": 3, "init_lora_weights": "gaussian", "target_modules": ["q_proj", "down_proj"]},
+        dict(r=3, init_lora_weights="gaussian", target_modules=["q_proj", "down_proj"]),
         22,
         dtype=torch.bfloat16,
     ),
-]
+]  # fmt: skip
 
 
 def load_base(base: str):
@@ -226,9 +218,7 @@ def mlx_hook(a: torch.Tensor, b: torch.Tensor, scale: float, magnitude: torch.Te
     return forward
 
 
-def make_mlx(
-    name: str, base: str, kind: str, rank: int, scale: float, seed: int, keys: list[str], num_layers: int
-) -> None:
+def make_mlx(name: str, base: str, kind: str, rank: int, scale: float, seed: int, keys: list[str], num_layers: int) -> None:
     directory = fresh(ADAPTERS / name)
     model = load_base(base)
     layers = model.config.num_hidden_layers
@@ -303,9 +293,7 @@ def make_refused() -> None:
     variant("unknown-key", "a tensor belongs to no module of the model", None, swapped)
     variant("unknown-layer", "a tensor belongs to no layer of the model", None,
             {k.replace("layers.1", "layers.7"): v for k, v in tensors.items()})  # fmt: skip
-    variant(
-        "extra-key", "one tensor more than the adapter needs", None, tensors | {"base_model.model.odd": torch.ones(2)}
-    )
+    variant("extra-key", "one tensor more than the adapter needs", None, tensors | {"base_model.model.odd": torch.ones(2)})
     variant("wrong-shape", "A and B are exchanged", None, tensors | {first: tensors[first].T.contiguous()})
     variant("missing-pair", "an A without its B", None,
             {k: v for k, v in tensors.items() if k != first.replace("lora_A", "lora_B")})  # fmt: skip
@@ -325,12 +313,10 @@ def make_refused() -> None:
 
 def make_minimal() -> None:
     """The least PEFT accepts as a configuration: everything else is its default (r 8, alpha 8)."""
-    case = Case("qwen3-minimal", "qwen3/tied", {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, 23)
+    case = Case("qwen3-minimal", "qwen3/tied", dict(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"]), 23)
     make(case)
     path = ADAPTERS / case.name / "adapter_config.json"
-    write_json(
-        path, {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": case.base}
-    )
+    write_json(path, {"peft_type": "LORA", "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": case.base})
     again = PeftModel.from_pretrained(load_base(case.base), path.parent).eval()
     expected = load_file(path.parent / "expected.safetensors")
     for i, ids in enumerate(prompts(case.base, case.seed)):

@@ -31,13 +31,10 @@ PAIRS = [
     ("How do people learn?", "They listen, they read and they try."),
     ("", "Nobody knows how deep the sea is."),
     ("A map", ""),
-    (
-        "the bread",
-        "Bread is baked in the oven, and the baker sells it in the morning, and the boats stay in the harbour, "
-        "and the river rises, and rain falls on the roof, and everyone can see that it is wide.",
-    ),
+    ("the bread", "Bread is baked in the oven, and the baker sells it in the morning, and the boats stay in the harbour, "
+     "and the river rises, and rain falls on the roof, and everyone can see that it is wide."),
     ("naïve café 東京", "Une petite école près du café 🙂"),
-]
+]  # fmt: skip
 
 
 @dataclass
@@ -60,62 +57,22 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 CASES = [
     Case("bert/rerank", "bert", BERT_SIZES, encoder_tokenizers.bert, 41),
     # As the MS MARCO models: raw scores, said in the config.
-    Case(
-        "bert/rerank-identity",
-        "bert",
-        {**BERT_SIZES, "hidden_act": "gelu_new"},
-        encoder_tokenizers.bert,
-        42,
-        extra={"sentence_transformers": {"activation_fn": IDENTITY, "version": "4.0.1"}},
-    ),
+    Case("bert/rerank-identity", "bert", {**BERT_SIZES, "hidden_act": "gelu_new"}, encoder_tokenizers.bert, 42,
+         extra={"sentence_transformers": {"activation_fn": IDENTITY, "version": "4.0.1"}}),
     # As the NLI models: three labels.
     Case("bert/rerank-labels", "bert", BERT_SIZES, encoder_tokenizers.bert, 43, labels=3),
-    Case(
-        "roberta/rerank",
-        "roberta",
-        {**XLM_CONFIG, "bos_token_id": 0, "eos_token_id": 2},
-        encoder_tokenizers.roberta,
-        44,
-        extra={"sbert_ce_default_activation_function": SIGMOID},
-    ),
-    Case(
-        "xlm-roberta/rerank",
-        "xlm-roberta",
-        {**XLM_CONFIG, "bos_token_id": 0, "eos_token_id": 2},
-        encoder_tokenizers.xlm_roberta,
-        45,
-    ),
+    Case("roberta/rerank", "roberta", {**XLM_CONFIG, "bos_token_id": 0, "eos_token_id": 2}, encoder_tokenizers.roberta, 44,
+         extra={"sbert_ce_default_activation_function": SIGMOID}),
+    Case("xlm-roberta/rerank", "xlm-roberta", {**XLM_CONFIG, "bos_token_id": 0, "eos_token_id": 2},
+         encoder_tokenizers.xlm_roberta, 45),
     Case("mpnet/rerank", "mpnet", {**BERT_SIZES, "max_position_embeddings": 66}, encoder_tokenizers.mpnet, 46),
-    Case(
-        "modernbert/rerank",
-        "modernbert",
-        {**MODERN_CONFIG, "classifier_pooling": "mean"},
-        encoder_tokenizers.modernbert,
-        47,
-    ),
-    Case(
-        "modernbert/rerank-cls",
-        "modernbert",
-        {**MODERN_CONFIG, "classifier_pooling": "cls", "classifier_bias": True},
-        encoder_tokenizers.modernbert,
-        48,
-        rewrite=modernbert_old_words,
-    ),
-    Case(
-        "distilbert/rerank",
-        "distilbert",
-        {
-            "dim": HIDDEN,
-            "n_layers": 2,
-            "n_heads": 3,
-            "hidden_dim": 40,
-            "max_position_embeddings": 64,
-            "pad_token_id": 0,
-        },
-        encoder_tokenizers.distilbert,
-        49,
-    ),
-]
+    Case("modernbert/rerank", "modernbert", {**MODERN_CONFIG, "classifier_pooling": "mean"}, encoder_tokenizers.modernbert, 47),
+    Case("modernbert/rerank-cls", "modernbert", {**MODERN_CONFIG, "classifier_pooling": "cls", "classifier_bias": True},
+         encoder_tokenizers.modernbert, 48, rewrite=modernbert_old_words),
+    Case("distilbert/rerank", "distilbert",
+         dict(dim=HIDDEN, n_layers=2, n_heads=3, hidden_dim=40, max_position_embeddings=64, pad_token_id=0),
+         encoder_tokenizers.distilbert, 49),
+]  # fmt: skip
 
 
 def write_model(case: Case, directory: Path) -> None:
@@ -147,9 +104,7 @@ def make(case: Case) -> None:
     if case.labels == 1:
         documents = [right for _, right in PAIRS]
         ranked = model.rank(PAIRS[0][0], documents, batch_size=1)
-        write_json(
-            directory / "ranked.json", [{"corpus_id": r["corpus_id"], "score": float(r["score"])} for r in ranked]
-        )
+        write_json(directory / "ranked.json", [{"corpus_id": r["corpus_id"], "score": float(r["score"])} for r in ranked])
     print(case.name, [round(s, 4) for s in out["logits"].flatten().tolist()])
 
 

@@ -8,8 +8,8 @@ start of a story, and a question in chat format. To be run after tests/tiny/make
 
 from __future__ import annotations
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
 
 from make_models import greedy, run
 from reference import GOLDEN, fresh, pin, write_json, write_tensors

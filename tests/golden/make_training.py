@@ -45,32 +45,24 @@ class Case:
 
 
 CASES = [
-    Case("qwen2-qv", "qwen2/tied", {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}, 1),
-    Case(
-        "qwen3-rslora", "qwen3/untied", {"r": 5, "lora_alpha": 4, "use_rslora": True, "target_modules": "all-linear"}, 2
-    ),
-    Case(
-        "llama-all-linear",
-        "llama/llama3",
-        {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"},
-        3,
-        schedule="linear",
-        max_grad_norm=8.0,
-    ),
+    Case("qwen2-qv", "qwen2/tied", dict(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"]), 1),
+    Case("qwen3-rslora", "qwen3/untied", dict(r=5, lora_alpha=4, use_rslora=True, target_modules="all-linear"), 2),
+    Case("llama-all-linear", "llama/llama3", dict(r=3, lora_alpha=6, target_modules="all-linear"), 3, schedule="linear",
+         max_grad_norm=8.0),
     Case(
         "mistral-dora",
         "mistral/window",
-        {"r": 3, "lora_alpha": 6, "use_dora": True, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+        dict(r=3, lora_alpha=6, use_dora=True, target_modules=["q_proj", "v_proj", "down_proj"]),
         4,
         max_grad_norm=5.0,
     ),
-    Case("qwen2-bias", "qwen2/tied", {"r": 3, "bias": "lora_only", "target_modules": ["q_proj", "o_proj"]}, 5),
-    Case("qwen3-head", "qwen3/untied", {"r": 3, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, 6),
-    Case("llama-embed", "llama/llama3", {"r": 3, "lora_alpha": 6, "target_modules": ["embed_tokens", "k_proj"]}, 7),
+    Case("qwen2-bias", "qwen2/tied", dict(r=3, bias="lora_only", target_modules=["q_proj", "o_proj"]), 5),
+    Case("qwen3-head", "qwen3/untied", dict(r=3, target_modules=["q_proj"], modules_to_save=["lm_head"]), 6),
+    Case("llama-embed", "llama/llama3", dict(r=3, lora_alpha=6, target_modules=["embed_tokens", "k_proj"]), 7),
     Case(
         "mistral-accumulated",
         "mistral/window",
-        {"r": 3, "lora_alpha": 6, "target_modules": ["k_proj", "up_proj"]},
+        dict(r=3, lora_alpha=6, target_modules=["k_proj", "up_proj"]),
         8,
         accumulation=2,
         max_grad_norm=2.5,
@@ -78,12 +70,12 @@ CASES = [
     Case(
         "llama-smoothed",
         "llama/bias",
-        {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "gate_proj"]},
+        dict(r=3, lora_alpha=6, target_modules=["q_proj", "gate_proj"]),
         9,
         schedule="constant",
         label_smoothing=0.1,
     ),
-]
+]  # fmt: skip
 
 RECIPE = {"weight_decay": 0.01, "betas": [0.9, 0.999], "eps": 1e-8, "warmup_steps": 2}
 
@@ -135,10 +127,7 @@ def backward(model, rows: list[dict], smoothing: float) -> float:
 def schedule_of(name: str, optimizer, warmup: int, total: int):
     if name == "constant":
         return transformers.get_constant_schedule_with_warmup(optimizer, warmup)
-    make = {
-        "cosine": transformers.get_cosine_schedule_with_warmup,
-        "linear": transformers.get_linear_schedule_with_warmup,
-    }
+    make = {"cosine": transformers.get_cosine_schedule_with_warmup, "linear": transformers.get_linear_schedule_with_warmup}
     return make[name](optimizer, warmup, total)
 
 
@@ -218,9 +207,7 @@ def make_schedules() -> None:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         schedule = transformers.get_cosine_with_min_lr_schedule_with_warmup(optimizer, warmup, total, min_lr_rate=least)
         factors = rates(optimizer, schedule, total)
-        out.append(
-            {"schedule": "cosine", "warmup_steps": warmup, "total_steps": total, "min": least, "factors": factors}
-        )
+        out.append({"schedule": "cosine", "warmup_steps": warmup, "total_steps": total, "min": least, "factors": factors})
     write_json(TRAINING / "schedules.json", out)
 
 
@@ -269,9 +256,7 @@ def make_cross_entropy() -> None:
     out = []
     for smoothing in (0.0, 0.1, 1.0):
         x = start.clone().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(
-            x, torch.tensor(labels), ignore_index=IGNORE, label_smoothing=smoothing
-        )
+        loss = torch.nn.functional.cross_entropy(x, torch.tensor(labels), ignore_index=IGNORE, label_smoothing=smoothing)
         loss.backward()
         out.append({"label_smoothing": smoothing, "loss": loss.item(), "gradient": x.grad.tolist()})
     write_json(TRAINING / "cross_entropy.json", {"logits": start.tolist(), "labels": labels, "cases": out})

@@ -23,6 +23,9 @@ VERSIONS = {
     "peft": "0.21.2",
     "sentence-transformers": "6.2.0",
     "tokenizers": "0.23.3",
+    "gguf": "0.19.0",
+    "sentencepiece": "0.2.3",
+    "llama_cpp_python": "0.3.36",
 }
 
 

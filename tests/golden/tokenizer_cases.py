@@ -1,5 +1,8 @@
 """The inputs of `make_tokenizer.py`: texts, conversations, small templates."""
 
+# Odd letters and one-line templates are what this file is for.
+# ruff: noqa: E501, RUF001
+
 CORPUS = [
     "The little boat went down the river, and the river went down to the sea.",
     "It's a long way; they'll need 12 days, 3 horses and 450 loaves of bread!",
@@ -13,7 +16,7 @@ CORPUS = [
     "春天来了,雪化了,水从山上流下来。孩子们在河边玩。",
     "작은 배가 강을 따라 바다로 갔습니다.",
     "def river(length: int) -> str:\n    return 'water' * length  # runs on and on\n",
-    "{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": 3}}",
+    '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}',
     "She said: \"Don't go, I'm coming, we've got time, you're early.\" He didn't.",
     "😀 🎉 happy birthday 🎂 thank you 🙏 see you 👋",
 ] * 3
@@ -69,7 +72,7 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "The weather in a city, <b>now</b> & \"then\"; e.g. Zürich's 天気",
+        "description": 'The weather in a city, <b>now</b> & "then"; e.g. Zürich\'s 天気',
         "parameters": {
             "type": "object",
             "properties": {
@@ -113,7 +116,7 @@ CONVERSATIONS = [
             {"role": "user", "content": "Who are you?\n"},
             {"role": "assistant", "content": " A model. "},
             {"role": "user", "content": "Größe & <b>Straße</b>? 你好 😀"},
-            {"role": "assistant", "content": "I'm \"fine\" 🎉"},
+            {"role": "assistant", "content": 'I\'m "fine" 🎉'},
         ],
         "date_string": "1 Feb 2025",
     },
@@ -168,7 +171,7 @@ CONVERSATIONS = [
                 "tool_calls": [call("get_weather", {"city": "Zürich", "days": 3, "scale": 0.5})],
             },
             {"role": "tool", "name": "get_weather", "tool_call_id": "abc123DEF", "content": "18 °C"},
-            {"role": "tool", "name": "get_weather", "tool_call_id": "abc123DEF", "content": "{\"a\": 1}"},
+            {"role": "tool", "name": "get_weather", "tool_call_id": "abc123DEF", "content": '{"a": 1}'},
             {"role": "assistant", "content": "18 degrees."},
             {"role": "user", "content": "Thanks."},
         ],
@@ -183,7 +186,7 @@ CONVERSATIONS = [
             {
                 "role": "assistant",
                 "content": "Of course.",
-                "tool_calls": [call("calculate", "{\"a\": 1}"), call("calculate", {"b": [2, {"c": None}]})],
+                "tool_calls": [call("calculate", '{"a": 1}'), call("calculate", {"b": [2, {"c": None}]})],
             },
             {"role": "tool", "tool_call_id": "abc123DEF", "content": "3"},
         ],

@@ -156,12 +156,16 @@ fn finds_turns_that_change_when_others_follow() {
 
 #[test]
 fn turns_that_are_not_shown_are_refused() {
-    let hidden = "{% for m in messages %}{{ m.role }}{% endfor %}";
     let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
-    let options = ChatOptions { template: Some(hidden.into()), ..ChatOptions::default() };
-    let error = load("byte_level").assistant_spans(&messages, &options).unwrap_err();
-    assert!(error.to_string().contains("assistant turn 1"), "{error}");
-    let options = ChatOptions { continue_final_message: true, ..options };
+    for hidden in [
+        "{% for m in messages %}{{ m.role }}{% endfor %}",
+        "{% for m in messages %}{{ m.role }}:{% endfor %}{% if add_generation_prompt %}assistant{% endif %}",
+    ] {
+        let options = ChatOptions { template: Some(hidden.into()), ..ChatOptions::default() };
+        let error = load("byte_level").assistant_spans(&messages, &options).unwrap_err();
+        assert!(error.to_string().contains("assistant turn 1"), "{error}");
+    }
+    let options = ChatOptions { continue_final_message: true, ..ChatOptions::default() };
     assert!(load("byte_level").assistant_spans(&messages, &options).is_err());
 }
 
@@ -230,4 +234,26 @@ fn wrong_arguments_are_refused() {
     refused(&fine, &ChatOptions { add_generation_prompt: true, ..open.clone() }, "continue_final_message");
     refused(&fine, &open, "continue_final_message");
     refused(&json!([{"role": "user"}]), &open, "messages");
+}
+
+#[test]
+fn turns_end_at_whole_tokens() {
+    // A template that ends a finished chat with a token of its own, and opens a reasoning in its prompt.
+    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}\
+                  {% if add_generation_prompt %}<|assistant|><think>{% else %}<|endoftext|>{% endif %}";
+    let config = TokenizerConfig {
+        extra_special_tokens: ["<|end|>", "<|user|>", "<|assistant|>", "<think>", "<answer>"]
+            .map(str::to_string)
+            .into(),
+        named_tokens: [("eos_token".to_string(), "<|endoftext|>".to_string())].into(),
+        chat_templates: [("default".to_string(), source.to_string())].into(),
+        ..TokenizerConfig::default()
+    };
+    let tokenizer = Tokenizer::from_parts(load("byte_level").inner().clone(), config).unwrap();
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let messages =
+        json!([turn("user", "a"), turn("assistant", "<answer>b"), turn("user", "c"), turn("assistant", "d")]);
+    let chat = tokenizer.assistant_spans(&messages, &ChatOptions::default()).unwrap();
+    let spoken: Vec<&str> = chat.assistant.iter().map(|range| &chat.text[range.clone()]).collect();
+    assert_eq!(spoken, ["<answer>b<|end|>", "d<|end|><|endoftext|>"]);
 }

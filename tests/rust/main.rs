@@ -1,8 +1,11 @@
 //! The one integration test binary; each topic is a module.
 
+mod allocations;
 mod chat_template;
 mod checkpoint;
 mod generate;
+mod gguf;
+mod gguf_malformed;
 mod golden;
 mod hub;
 mod hub_server;

@@ -307,7 +307,7 @@ fn damaged_files_never_panic() {
                 match Tokenizer::from_dir(dir.path()) {
                     Ok(tokenizer) => {
                         let ids = tokenizer.encode("The river 😀 [SEP]", true).unwrap_or_default();
-                        tokenizer.decode(&ids, true).unwrap();
+                        let _ = tokenizer.decode(&ids, true);
                     }
                     Err(_) => refused += 1,
                 }

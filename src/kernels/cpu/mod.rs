@@ -17,7 +17,7 @@ mod matmul;
 mod pack;
 pub mod pool;
 mod scalar;
-mod scratch;
+pub(crate) mod scratch;
 #[cfg(test)]
 mod tests;
 mod tile;

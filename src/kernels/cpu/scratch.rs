@@ -21,11 +21,11 @@ thread_local! {
 }
 
 /// Working memory, 64-byte aligned, with unspecified contents; returns to its thread when dropped.
-pub(super) struct Scratch(Vec<Line>);
+pub(crate) struct Scratch(Vec<Line>);
 
 impl Scratch {
     /// At least `bytes` bytes.
-    pub(super) fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         let lines = bytes.div_ceil(size_of::<Line>());
         let mut buffer = FREE.with_borrow_mut(|free| free.pop()).unwrap_or_default();
         if buffer.len() < lines {
@@ -35,7 +35,7 @@ impl Scratch {
     }
 
     /// The start of the memory.
-    pub(super) fn as_mut_ptr<T>(&mut self) -> *mut T {
+    pub(crate) fn as_mut_ptr<T>(&mut self) -> *mut T {
         self.0.as_mut_ptr().cast()
     }
 }
