@@ -17,11 +17,34 @@ const fn wide<const E: usize>() -> [TileFn; 6] {
 }
 
 /// Tiles for f32 weights.
-pub(super) static F32: Tiles = Tiles { narrow: &narrow::<0>(), wide: &wide::<0>(), rounds: false };
-/// Tiles for bf16 weights.
-pub(super) static BF16: Tiles = Tiles { narrow: &narrow::<1>(), wide: &wide::<1>(), rounds: false };
+pub(super) static F32: Tiles =
+    Tiles { narrow: &narrow::<0>(), wide: &wide::<0>(), rounds: false, many: None };
+/// Tiles for bf16 weights; a sixth row would not leave enough registers for widening.
+pub(super) static BF16: Tiles = Tiles {
+    narrow: narrow::<1>().first_chunk::<5>().unwrap(),
+    wide: &wide::<1>(),
+    rounds: false,
+    many: Some((widen_strip::<1>, &F32)),
+};
 /// Tiles for f16 weights.
-pub(super) static F16: Tiles = Tiles { narrow: &narrow::<2>(), wide: &wide::<2>(), rounds: false };
+pub(super) static F16: Tiles =
+    Tiles { narrow: &narrow::<2>(), wide: &wide::<2>(), rounds: false, many: Some((widen_strip::<2>, &F32)) };
+
+/// # Safety
+/// As [`super::tile::WidenFn`]; `E` is the position of the element type in [`Element::ALL`].
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_strip<const E: usize>(from: *const u8, steps: usize, to: *mut f32) {
+    let element = const { Element::ALL[E] };
+    let values = element.step_values();
+    for i in 0..steps {
+        // SAFETY: by contract.
+        let step = unsafe { load_step(element, from.add(i * element.step_bytes())) };
+        for value in 0..values {
+            // SAFETY: by contract.
+            unsafe { _mm512_storeu_ps(to.add((i * values + value) * STRIP), widen(element, step, value)) };
+        }
+    }
+}
 
 /// # Safety
 /// As [`TileFn`]; `E` is the position of the element type in [`Element::ALL`].

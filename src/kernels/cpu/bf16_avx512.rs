@@ -16,7 +16,7 @@ const WIDE: [TileFn; 6] =
     [tile::<1, 4>, tile::<2, 4>, tile::<3, 4>, tile::<4, 4>, tile::<5, 4>, tile::<6, 4>];
 
 /// Tiles for bf16 weights and activations.
-pub(super) static TILES: Tiles = Tiles { narrow: &NARROW, wide: &WIDE, rounds: true };
+pub(super) static TILES: Tiles = Tiles { narrow: &NARROW, wide: &WIDE, rounds: true, many: None };
 
 /// # Safety
 /// As [`TileFn`].

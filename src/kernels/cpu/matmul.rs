@@ -10,12 +10,12 @@ use half::bf16;
 use super::pack::PackedMatrix;
 use super::pool::{Pool, Shards, global};
 use super::scratch::Scratch;
-use super::tile::{STRIP, Tile, Tiles, WIDE, tiles};
+use super::tile::{STRIP, Tile, Tiles, WIDE, WidenFn, tiles};
 use super::transpose::transpose_strip;
 use super::{Element, Isa};
 
-/// Bytes of weights that tiles of different rows share while they are in the first-level cache.
-const BLOCK_BYTES: usize = 32 << 10;
+/// Bytes of weights that tiles of different rows share while they are in the second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
 /// Rows of activations that one task keeps in the second-level cache.
 const ROW_BLOCK: usize = 512;
 /// Work in a task, so that claiming it costs little and waiting for the last one costs little.
@@ -62,94 +62,122 @@ impl PackedMatrix {
 
     pub(super) fn matmul_on(&self, target: Target, x: &[f32], y: &mut [f32], bias: Option<&[f32]>) {
         let (out, inn) = self.shape();
-        let rows = rows(x, inn, y, out);
         assert!(bias.is_none_or(|bias| bias.len() == out), "bias of {self:?}");
-        let tiles = tiles(self.element(), target.isa);
-        let activations = Activations::new(target, tiles, self.element(), x, rows, inn);
-        let grid = Grid::new(target.pool, rows, out.div_ceil(STRIP), self.steps(), self.element());
+        Product { matrix: self, transposed: false, out, inn, bias }.run(target, x, y);
+    }
+
+    pub(super) fn matmul_t_on(&self, target: Target, dy: &[f32], dx: &mut [f32]) {
+        let (inn, out) = self.shape();
+        Product { matrix: self, transposed: true, out, inn, bias: None }.run(target, dy, dx);
+    }
+}
+
+/// A product with a matrix or with its transpose.
+struct Product<'a> {
+    matrix: &'a PackedMatrix,
+    transposed: bool,
+    /// Width of the outputs.
+    out: usize,
+    /// Width of the activations.
+    inn: usize,
+    bias: Option<&'a [f32]>,
+}
+
+impl Product<'_> {
+    fn run(&self, target: Target, x: &[f32], y: &mut [f32]) {
+        let (element, out) = (self.matrix.element(), self.out);
+        let rows = rows(x, self.inn, y, out);
+        let tiles = tiles(element, target.isa);
+        let activations = Activations::new(target, tiles, element, x, rows, self.inn);
+        let steps = self.inn.div_ceil(element.step_values());
+        let grid = Grid::new(target.pool, rows, out.div_ceil(STRIP), steps, element);
         let outputs = Shards::new(y);
-        let steps = self.steps();
         target.pool.parallel(grid.tasks(), |task| {
             let (row_range, strips) = grid.task(task);
-            let plan = RowTiles::new(row_range, tiles);
-            for block in blocks(steps, plan.block_steps(self.element())) {
+            let plan = Plan::new(row_range, tiles, self);
+            let mut weights = Weights::new(self, &plan);
+            for block in blocks(steps, plan.block_steps) {
                 for strip in strips.clone().step_by(plan.width) {
                     let width = plan.width.min(strips.end - strip);
+                    let (w, w_stride) = weights.strips(strip, width, block.clone());
                     let tile = Tile {
                         a: activations.at(0, block.start),
                         a_stride: activations.stride,
-                        w: self.step_ptr(strip, block.start),
-                        w_stride: self.strip_bytes(),
-                        steps: block.len(),
+                        w,
+                        w_stride,
+                        steps: block.len() * plan.tile_steps,
                         c: outputs.at(strip * STRIP),
                         c_stride: out,
                         cols: out.min((strip + width) * STRIP) - strip * STRIP,
                         first: block.start == 0,
-                        bias: match bias {
+                        bias: match self.bias {
                             Some(bias) if block.end == steps => &raw const bias[strip * STRIP],
                             _ => std::ptr::null(),
                         },
                     };
-                    // SAFETY: `target.isa` is available; the weight has `steps` steps in each strip, the activations
-                    // as many in each row, and no other task writes these rows and strips of `y`.
-                    unsafe { plan.run(tiles, &tile, width) };
-                }
-            }
-        });
-    }
-
-    pub(super) fn matmul_t_on(&self, target: Target, dy: &[f32], dx: &mut [f32]) {
-        let (out, inn) = self.shape();
-        let rows = rows(dy, out, dx, inn);
-        let element = self.element();
-        let tiles = tiles(element, target.isa);
-        let activations = Activations::new(target, tiles, element, dy, rows, out);
-        let steps = out.div_ceil(element.step_values());
-        let grid = Grid::new(target.pool, rows, inn.div_ceil(STRIP), steps, element);
-        let outputs = Shards::new(dx);
-        target.pool.parallel(grid.tasks(), |task| {
-            let (row_range, strips) = grid.task(task);
-            let plan = RowTiles::new(row_range, tiles);
-            // Whole strips of the weight, so that a block never starts inside of one.
-            let block_steps = (BLOCK_BYTES / (WIDE * element.step_bytes())).next_multiple_of(STRIP);
-            let strip_bytes = block_steps * element.step_bytes();
-            let mut scratch = Scratch::new(WIDE * strip_bytes);
-            let transposed = scratch.as_mut_ptr::<u8>();
-            for group in strips.clone().step_by(WIDE) {
-                let count = WIDE.min(strips.end - group);
-                for block in blocks(steps, block_steps) {
-                    for s in 0..count {
-                        let to = transposed.wrapping_add(s * strip_bytes);
-                        // SAFETY: the scratch holds WIDE strips of `block_steps` steps.
-                        unsafe { transpose_strip(self, target.isa, group + s, block.clone(), to) };
-                    }
-                    for s in (0..count).step_by(plan.width) {
-                        let width = plan.width.min(count - s);
-                        let strip = group + s;
-                        let tile = Tile {
-                            a: activations.at(0, block.start),
-                            a_stride: activations.stride,
-                            w: transposed.wrapping_add(s * strip_bytes),
-                            w_stride: strip_bytes,
-                            steps: block.len(),
-                            c: outputs.at(strip * STRIP),
-                            c_stride: inn,
-                            cols: inn.min((strip + width) * STRIP) - strip * STRIP,
-                            first: block.start == 0,
-                            bias: std::ptr::null(),
-                        };
-                        // SAFETY: as in `matmul_on`, with the strips just transposed.
-                        unsafe { plan.run(tiles, &tile, width) };
-                    }
+                    // SAFETY: `target.isa` is available; the strips have these steps, every row of activations has as
+                    // many, and no other task writes these rows and strips of `y`.
+                    unsafe { plan.run(&tile, width) };
                 }
             }
         });
     }
 }
 
+/// Gives a task the strips of a block in the form that its tiles read.
+struct Weights<'a> {
+    matrix: &'a PackedMatrix,
+    transposed: Option<Scratch>,
+    widened: Option<(WidenFn, Scratch)>,
+    block_steps: usize,
+}
+
+impl<'a> Weights<'a> {
+    fn new(product: &Product<'a>, plan: &Plan) -> Self {
+        let element = product.matrix.element();
+        let lines = plan.width * plan.block_steps;
+        Self {
+            matrix: product.matrix,
+            transposed: product.transposed.then(|| Scratch::new(lines * element.step_bytes())),
+            widened: plan
+                .widen
+                .map(|widen| (widen, Scratch::new(lines * plan.tile_steps * Element::F32.step_bytes()))),
+            block_steps: plan.block_steps,
+        }
+    }
+
+    /// The first of `count` strips from `strip` on, at the start of `block`, and the bytes between them.
+    fn strips(&mut self, strip: usize, count: usize, block: Range<usize>) -> (*const u8, usize) {
+        let element = self.matrix.element();
+        let (mut start, mut stride) = (self.matrix.step_ptr(strip, block.start), self.matrix.strip_bytes());
+        if let Some(scratch) = &mut self.transposed {
+            let to = scratch.as_mut_ptr::<u8>();
+            stride = self.block_steps * element.step_bytes();
+            for s in 0..count {
+                // SAFETY: the scratch holds this many strips of a whole block, and blocks start at whole strips.
+                unsafe {
+                    transpose_strip(self.matrix, strip + s, block.clone(), to.wrapping_add(s * stride))
+                };
+            }
+            start = to;
+        }
+        if let Some((widen, scratch)) = &mut self.widened {
+            let to = scratch.as_mut_ptr::<u8>();
+            let to_stride = self.block_steps * element.step_values() * Element::F32.step_bytes();
+            for s in 0..count {
+                let (from, to) = (start.wrapping_add(s * stride), to.wrapping_add(s * to_stride));
+                // SAFETY: as above; a step of the element type becomes `step_values` steps of f32.
+                unsafe { widen(from, block.len(), to.cast()) };
+            }
+            (start, stride) = (to, to_stride);
+        }
+        (start, stride)
+    }
+}
+
 /// The number of rows of `x: [rows, inn]` and `y: [rows, out]`, where one of the widths may be 0.
 fn rows(x: &[f32], inn: usize, y: &[f32], out: usize) -> usize {
-    let rows = if inn > 0 { x.len() / inn } else { y.len().checked_div(out).unwrap_or(0) };
+    let rows = x.len().checked_div(inn).or(y.len().checked_div(out)).unwrap_or(0);
     let fits = x.len() == rows * inn && y.len() == rows * out;
     assert!(fits, "{} values in and {} out are not rows of {inn} and {out}", x.len(), y.len());
     rows
@@ -274,32 +302,50 @@ impl Grid {
     }
 }
 
-/// A task's rows, cut into tiles of nearly equal height.
-struct RowTiles {
+/// How a task goes over its rows and blocks.
+struct Plan {
+    /// The tiles in use, those of f32 where weights are widened first.
+    tiles: &'static Tiles,
     rows: Range<usize>,
+    /// Tiles of nearly equal height that cover the rows.
     count: usize,
     /// Strips per tile: [`WIDE`] where every tile is low enough for it.
     width: usize,
+    /// Steps to take before going to the next strips.
+    block_steps: usize,
+    /// Steps of the tiles in one step of the weight's element type.
+    tile_steps: usize,
+    /// Converts a block to f32 before its tiles run.
+    widen: Option<WidenFn>,
 }
 
-impl RowTiles {
-    fn new(rows: Range<usize>, tiles: &Tiles) -> Self {
+impl Plan {
+    fn new(rows: Range<usize>, tiles: &'static Tiles, product: &Product) -> Self {
+        let element = product.matrix.element();
+        let (mut tiles, mut widen, mut tile_steps) = (tiles, None, 1);
+        if rows.len() > 2 * tiles.narrow.len()
+            && let Some((widen_fn, f32_tiles)) = tiles.many
+        {
+            (tiles, widen, tile_steps) = (f32_tiles, Some(widen_fn), element.step_values());
+        }
         let count = rows.len().div_ceil(tiles.narrow.len());
         let height = rows.len().div_ceil(count.max(1));
         let width = if height <= tiles.wide.len() { WIDE } else { 1 };
-        Self { rows, count, width }
-    }
-
-    /// Steps to take before going to the next strips: all, when no two tiles share the weights.
-    fn block_steps(&self, element: Element) -> usize {
-        if self.count <= 1 { usize::MAX >> 1 } else { BLOCK_BYTES / (self.width * element.step_bytes()) }
+        let step_bytes =
+            if widen.is_some() { tile_steps * Element::F32.step_bytes() } else { element.step_bytes() };
+        let steps = product.inn.div_ceil(element.step_values());
+        // One tile has nobody to share a block with. Whole strips, for the sake of transposed blocks.
+        let shares = count > 1 || product.transposed;
+        let block_steps = if shares { BLOCK_BYTES / (width * step_bytes) } else { steps };
+        let block_steps = block_steps.min(steps).next_multiple_of(STRIP).max(STRIP);
+        Self { tiles, rows, count, width, block_steps, tile_steps, widen }
     }
 
     /// Runs `tile`, whose activations and outputs start at row 0 of the whole product, for every row of the task.
     ///
     /// # Safety
     /// As [`super::tile::TileFn`], for all rows of the task and `width` strips.
-    unsafe fn run(&self, tiles: &Tiles, tile: &Tile, width: usize) {
+    unsafe fn run(&self, tile: &Tile, width: usize) {
         let (len, count) = (self.rows.len(), self.count);
         for i in 0..count {
             let (row, end) = (self.rows.start + i * len / count, self.rows.start + (i + 1) * len / count);
@@ -307,23 +353,20 @@ impl RowTiles {
             let c = tile.c.wrapping_add(row * tile.c_stride);
             if width == WIDE {
                 // SAFETY: by contract.
-                unsafe { tiles.wide[end - row - 1](&Tile { a, c, ..*tile }) };
+                unsafe { self.tiles.wide[end - row - 1](&Tile { a, c, ..*tile }) };
                 continue;
             }
             for s in 0..width {
-                let cols = STRIP.min(tile.cols - s * STRIP);
-                let (w, c) = (tile.w.wrapping_add(s * tile.w_stride), c.wrapping_add(s * STRIP));
-                // SAFETY: by contract; one of the strips.
-                unsafe {
-                    tiles.narrow[end - row - 1](&Tile {
-                        a,
-                        c,
-                        w,
-                        cols,
-                        bias: offset(tile.bias, s * STRIP),
-                        ..*tile
-                    })
+                let part = Tile {
+                    a,
+                    w: tile.w.wrapping_add(s * tile.w_stride),
+                    c: c.wrapping_add(s * STRIP),
+                    cols: STRIP.min(tile.cols - s * STRIP),
+                    bias: offset(tile.bias, s * STRIP),
+                    ..*tile
                 };
+                // SAFETY: by contract; one of the strips.
+                unsafe { self.tiles.narrow[end - row - 1](&part) };
             }
         }
     }

@@ -119,8 +119,10 @@ impl PackedMatrix {
             let _ = data.advise(memmap2::Advice::HugePage);
         }
         global().parallel_chunks(&mut data[..bytes], strip_bytes, |strip, packed| {
-            for (lane, row_index) in (strip * STRIP..out.min((strip + 1) * STRIP)).enumerate() {
-                pack_lane(element, row(row_index), lane, packed);
+            let rows = (strip * STRIP..out.min((strip + 1) * STRIP)).map(&row);
+            match element {
+                Element::F32 | Element::Bf16 => pack_strip::<4>(rows, packed),
+                Element::F16 => pack_strip::<2>(rows, packed),
             }
         });
         Ok(Self { element, out, inn, data })
@@ -197,10 +199,23 @@ impl PackedMatrix {
     }
 }
 
-/// Spreads one row over its lane of a strip. The rest of an odd last step stays zero.
-fn pack_lane(element: Element, row: &[u8], lane: usize, strip: &mut [u8]) {
-    let lane_bytes = element.step_values() * element.size_in_bytes();
-    for (values, step) in row.chunks(lane_bytes).zip(strip.chunks_exact_mut(element.step_bytes())) {
-        step[lane * lane_bytes..][..values.len()].copy_from_slice(values);
+/// Spreads rows over the lanes of a strip, in which a step has `BYTES` bytes for each lane.
+///
+/// The rest of an odd last step stays zero.
+fn pack_strip<'a, const BYTES: usize>(rows: impl Iterator<Item = &'a [u8]> + Clone, strip: &mut [u8]) {
+    // Both sides of a few steps stay in the first-level cache while the lanes are written one after the other.
+    const STEPS: usize = 64;
+    for (index, steps) in strip.chunks_mut(STEPS * STRIP * BYTES).enumerate() {
+        for (lane, row) in rows.clone().enumerate() {
+            let row = &row[row.len().min(index * STEPS * BYTES)..row.len().min((index + 1) * STEPS * BYTES)];
+            let (values, rest) = row.as_chunks::<BYTES>();
+            let mut lanes = steps.as_chunks_mut::<BYTES>().0.iter_mut().skip(lane).step_by(STRIP);
+            for (value, to) in values.iter().zip(&mut lanes) {
+                *to = *value;
+            }
+            if let Some(to) = lanes.next() {
+                to[..rest.len()].copy_from_slice(rest);
+            }
+        }
     }
 }

@@ -14,11 +14,11 @@ const TILES: [[TileFn; 4]; 3] = [
 ];
 
 /// Tiles for f32 weights.
-pub(super) static F32: Tiles = Tiles { narrow: &TILES[0], wide: &[], rounds: false };
+pub(super) static F32: Tiles = Tiles { narrow: &TILES[0], wide: &[], rounds: false, many: None };
 /// Tiles for bf16 weights.
-pub(super) static BF16: Tiles = Tiles { narrow: &TILES[1], wide: &[], rounds: false };
+pub(super) static BF16: Tiles = Tiles { narrow: &TILES[1], wide: &[], rounds: false, many: None };
 /// Tiles for f16 weights.
-pub(super) static F16: Tiles = Tiles { narrow: &TILES[2], wide: &[], rounds: false };
+pub(super) static F16: Tiles = Tiles { narrow: &TILES[2], wide: &[], rounds: false, many: None };
 
 /// # Safety
 /// As [`TileFn`]; `E` is the position of the element type in [`Element::ALL`].

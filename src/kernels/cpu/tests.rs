@@ -90,7 +90,7 @@ fn multiply_t(case: &Case, target: Target, dy: &[f32]) -> Vec<f32> {
 }
 
 /// Rows, outputs and inputs: small and odd, around every tile and strip border, and long enough for several blocks.
-const SIZES: [(usize, usize, usize); 19] = [
+const SIZES: [(usize, usize, usize); 21] = [
     (1, 1, 1),
     (1, 2, 3),
     (2, 17, 1),
@@ -109,7 +109,9 @@ const SIZES: [(usize, usize, usize); 19] = [
     (64, 80, 15),
     (127, 3, 47),
     (130, 129, 65),
-    (9, 300, 1333),
+    (9, 30, 1333),
+    (29, 70, 2500),
+    (14, 2100, 40),
 ];
 
 fn each_case(mut check: impl FnMut(Isa, usize, &Case)) {

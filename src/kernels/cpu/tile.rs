@@ -46,6 +46,12 @@ pub(super) struct Tile {
 /// part of `c`.
 pub(super) type TileFn = unsafe fn(&Tile);
 
+/// Converts the steps of a strip to f32, one step for each value along the input dimension.
+///
+/// # Safety
+/// The processor has the function's instruction set; the steps can be read and the converted ones written.
+pub(super) type WidenFn = unsafe fn(from: *const u8, steps: usize, to: *mut f32);
+
 /// The tiles of one element type on one instruction set.
 pub(super) struct Tiles {
     /// One strip wide; entry `i` has `i + 1` rows.
@@ -54,6 +60,8 @@ pub(super) struct Tiles {
     pub(super) wide: &'static [TileFn],
     /// Whether activations are bf16, in rows padded to an even length with zeros.
     pub(super) rounds: bool,
+    /// For many rows: how to convert weights to f32 once for all of them, and the tiles to use then. Same results.
+    pub(super) many: Option<(WidenFn, &'static Tiles)>,
 }
 
 /// The tiles for weights of `element` on `isa`.
@@ -66,6 +74,12 @@ pub(super) fn tiles(element: Element, isa: Isa) -> &'static Tiles {
             Element::F32 => &super::avx512::F32,
             Element::Bf16 => &super::avx512::BF16,
             Element::F16 => &super::avx512::F16,
+        },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => match element {
+            Element::F32 => &super::avx2::F32,
+            Element::Bf16 => &super::avx2::BF16,
+            Element::F16 => &super::avx2::F16,
         },
         _ => match element {
             Element::F32 => &super::scalar::F32,
