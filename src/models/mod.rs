@@ -4,6 +4,7 @@ mod decoder;
 mod fields;
 mod llama;
 mod load;
+mod merge;
 mod mistral;
 mod model;
 mod qwen2;

@@ -98,6 +98,36 @@ impl Model {
         })
     }
 
+    /// The same model with another decoder of the same shape, and nothing that was made for the old one.
+    pub(super) fn with_decoder(&self, decoder: Decoder) -> Self {
+        let old = &*self.inner;
+        let mut shape = old.shape.clone();
+        let mut config = old.config.clone();
+        if shape.tie_word_embeddings && !decoder.is_tied() {
+            shape.tie_word_embeddings = false;
+            config["tie_word_embeddings"] = Value::Bool(false);
+        }
+        Self {
+            inner: Arc::new(Inner {
+                name: old.name.clone(),
+                directory: old.directory.clone(),
+                model_type: old.model_type.clone(),
+                config,
+                generation_config: old.generation_config.clone(),
+                decoder,
+                shape,
+                tokenizer: old.tokenizer.clone(),
+                device: old.device.clone(),
+                dtype: old.dtype,
+                memory_limit_bytes: old.memory_limit_bytes,
+                eos_token_ids: old.eos_token_ids.clone(),
+                execution: Mutex::new(()),
+                extensions: Mutex::default(),
+                process: old.process,
+            }),
+        }
+    }
+
     /// What the model was loaded from.
     pub fn name(&self) -> &str {
         &self.inner.name

@@ -3,6 +3,7 @@
 //! The kinds of adapters and their files live in the room `adapter`; a layer only knows this trait. Adapters are
 //! passed in with the work, like caches: no model is copied or changed to use one, and one batch may mix several.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::ops::Range;
@@ -14,17 +15,17 @@ use crate::Result;
 use crate::weight::Weight;
 
 /// A change to one linear layer's function.
-pub trait Adapter: Send + Sync + Debug {
+pub trait Adapter: Any + Send + Sync + Debug {
     /// The layer's new output for the inputs `x` `[tokens, in]`, given its plain output `y` `[tokens, out]`
-    /// (bias included) and its frozen weight.
+    /// (bias included) and its frozen weight; the caller gives up `y`, whose memory may be reused.
     fn forward(&self, base: &dyn Weight, x: &Tensor, y: Tensor) -> Result<Tensor>;
     /// The weight `[out, in]` (f32, on the CPU or the weight's device) that gives the same function without the adapter.
     fn merged(&self, base: &dyn Weight) -> Result<Tensor>;
     /// The adapter's tensors, named as its file names them below the layer's path.
-    fn parameters(&self) -> Vec<(String, Tensor)>;
-    /// A replacement of the layer's bias, where the adapter trains it.
-    fn bias(&self) -> Option<&Tensor> {
-        None
+    fn parameters(&self) -> Result<Vec<(String, Tensor)>>;
+    /// The bias that goes with [`Adapter::merged`], where it is not the layer's own `base`.
+    fn bias(&self, _base: Option<&Tensor>) -> Result<Option<Tensor>> {
+        Ok(None)
     }
     /// Embedding rows for `ids` given the plain ones `y` `[ids, hidden]`, for adapters of an embedding.
     fn embed(&self, _ids: &[u32], y: Tensor) -> Result<Tensor> {

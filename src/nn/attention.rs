@@ -116,6 +116,10 @@ impl Attention {
         }
     }
 
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 4] {
+        [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj]
+    }
+
     pub(super) fn norm_parameters(&self) -> usize {
         self.norms.as_ref().map_or(0, |(q, k)| q.weight().elem_count() + k.weight().elem_count())
     }

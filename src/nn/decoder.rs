@@ -67,7 +67,7 @@ impl Block {
 }
 
 /// Embedding, layers, final norm, and the head where the checkpoint is a language model.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Decoder {
     embed_tokens: Embedding,
     layers: Vec<Block>,
@@ -159,11 +159,37 @@ impl Decoder {
             block.self_attn.linears(visit);
             block.mlp.linears(visit);
         }
-        if let Some(head) = &self.lm_head
-            && !Arc::ptr_eq(head.weight(), self.embed_tokens.weight())
-        {
+        if let Some(head) = self.lm_head.as_ref().filter(|_| !self.is_tied()) {
             visit(head);
         }
+    }
+
+    /// The same decoder with some parts replaced; what a closure gives `None` for is shared.
+    ///
+    /// A head that is tied to a replaced embedding keeps the old weight.
+    pub fn replaced(
+        &self,
+        linear: &mut dyn FnMut(&Linear) -> Result<Option<Linear>>,
+        embedding: &mut dyn FnMut(&Embedding) -> Result<Option<Embedding>>,
+    ) -> Result<Self> {
+        let mut new = self.clone();
+        let blocks = new.layers.iter_mut();
+        let inner =
+            blocks.flat_map(|block| block.self_attn.linears_mut().into_iter().chain(block.mlp.linears_mut()));
+        for place in inner.chain(&mut new.lm_head) {
+            if let Some(replacement) = linear(place)? {
+                *place = replacement;
+            }
+        }
+        if let Some(replacement) = embedding(&new.embed_tokens)? {
+            new.embed_tokens = replacement;
+        }
+        Ok(new)
+    }
+
+    /// Whether the head is the embedding.
+    pub fn is_tied(&self) -> bool {
+        self.lm_head.as_ref().is_some_and(|head| Arc::ptr_eq(head.weight(), self.embed_tokens.weight()))
     }
 
     /// An empty cache.

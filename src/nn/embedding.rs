@@ -23,6 +23,11 @@ impl Embedding {
         Ok(Self { path: scope.path().to_owned(), weight, dtype: scope.compute_dtype() })
     }
 
+    /// The same embedding over another table of the same shape.
+    pub fn with_weight(&self, weight: Arc<dyn Weight>) -> Self {
+        Self { path: self.path.clone(), weight, dtype: self.dtype }
+    }
+
     /// Rows for the batch's token ids: `[tokens, hidden]`, with the adapters of the pass.
     pub fn forward(&self, pass: &Pass) -> Result<Tensor> {
         let ids = pass.batch().ids();

@@ -32,27 +32,14 @@ impl Linear {
     /// `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let y = self.weight.matmul(x)?;
-        let plan = pass.adapters();
-        if plan.is_empty() {
-            return self.add_bias(y, self.bias.as_ref());
-        }
-        let y = self.add_bias(y, self.bias.as_ref())?;
-        plan.apply(&self.path, y, |adapter, rows, part| {
-            let part = match (adapter.bias(), &self.bias) {
-                (Some(new), Some(old)) => part.broadcast_add(&(new - old)?)?,
-                (Some(new), None) => part.broadcast_add(new)?,
-                (None, _) => part,
-            };
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        pass.adapters().apply(&self.path, y, |adapter, rows, part| {
             let input =
                 if rows.len() == x.dims()[0] { x.clone() } else { x.narrow(0, rows.start, rows.len())? };
             adapter.forward(self.weight.as_ref(), &input, part)
-        })
-    }
-
-    fn add_bias(&self, y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        Ok(match bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
         })
     }
 

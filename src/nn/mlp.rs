@@ -45,4 +45,8 @@ impl GatedMlp {
             visit(linear);
         }
     }
+
+    pub(super) fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj]
+    }
 }
