@@ -16,6 +16,7 @@ pub mod tokenizer;
 pub mod train;
 pub mod weight;
 
+pub use adapter::{AdapterChoice, AdapterFile, AdapterInfo, AdapterRegistry, LoraConfig};
 pub use error::{Error, Result};
 pub use generate::{GenerationOptions, Generator, Prompt};
 pub use models::{LoadOptions, Model};

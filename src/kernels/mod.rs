@@ -9,6 +9,7 @@ pub mod cross_entropy;
 pub mod gated_act;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora;
 pub mod rms_norm;
 pub mod rope;
 mod simd;

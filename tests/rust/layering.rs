@@ -23,7 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("checkpoint", &["error", "device", "weight"]),
     ("tokenizer", &["error"]),
     ("models", &["error", "device", "batch", "kernels", "weight", "nn", "checkpoint", "tokenizer"]),
-    ("adapter", &["error", "kernels::lora", "weight", "nn", "checkpoint", "models::Model"]),
+    ("adapter", &["error", "device", "weight", "nn", "checkpoint", "kernels::lora", "models::Model"]),
     (
         "generate",
         &[

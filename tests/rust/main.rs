@@ -1,8 +1,10 @@
 //! The one integration test binary; each topic is a module.
 
+mod adapter;
 mod allocations;
 mod chat_template;
 mod checkpoint;
+mod fixtures;
 mod generate;
 mod gguf;
 mod gguf_malformed;

@@ -1,0 +1,310 @@
+//! The adapters of one model by name, and which of them is active.
+//!
+//! Every registry of a model sees the same adapters, as do its generators. A request takes hold of one version of an
+//! adapter when it starts and keeps it; loading, replacing and unloading never touch it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::bind::{Bound, bind};
+use super::combine::combine;
+use super::random::Hash;
+use super::{AdapterFile, Modules, Sites, code};
+use crate::checkpoint::{HubOptions, Wanted, resolve as find};
+use crate::models::Model;
+use crate::nn::AdapterSet;
+use crate::{Error, Result};
+
+/// What is known of a registered adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterInfo {
+    /// The name it is registered under.
+    pub name: String,
+    /// Columns of its factors; of a combination their sum.
+    pub rank: usize,
+    /// Its alpha.
+    pub alpha: f64,
+    /// The modules it adapts.
+    pub target_modules: Vec<String>,
+    /// Number of its values.
+    pub num_parameters: usize,
+    /// Bytes it takes beside the model.
+    pub size_in_bytes: usize,
+    /// A hash of its content: adapters of the same generation compute the same.
+    pub generation: u64,
+    /// The model it says it was made for.
+    pub base_model: Option<String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    set: Arc<AdapterSet>,
+    info: AdapterInfo,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// In the order of their first loading.
+    entries: Vec<Entry>,
+    active: Option<String>,
+}
+
+impl State {
+    fn find(&self, name: &str) -> Result<&Entry> {
+        self.entries.iter().find(|entry| entry.info.name == name).ok_or_else(|| {
+            let names: Vec<_> = self.entries.iter().map(|entry| format!("{:?}", entry.info.name)).collect();
+            let allowed = match names.as_slice() {
+                [] => "the name of a loaded adapter; none is loaded".to_owned(),
+                names => format!("the name of a loaded adapter: {}", names.join(", ")),
+            };
+            Error::argument("adapter", format!("{name:?}"), allowed)
+        })
+    }
+}
+
+/// What all registries of a model have in common.
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn of(model: &Model) -> Arc<Self> {
+        model.extension(Self::default)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Which adapter a piece of work asks for.
+#[derive(Debug, Clone, Default)]
+pub enum AdapterChoice {
+    /// The registry's active one, if any.
+    #[default]
+    Active,
+    /// None.
+    Bare,
+    /// The one of this name.
+    Named(String),
+}
+
+/// The adapter that `choice` means for `model` at this moment.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a name that is not loaded.
+pub fn resolve(model: &Model, choice: &AdapterChoice) -> Result<Option<Arc<AdapterSet>>> {
+    let shared = Shared::of(model);
+    let state = shared.lock();
+    let name = match choice {
+        AdapterChoice::Bare => None,
+        AdapterChoice::Active => state.active.as_ref(),
+        AdapterChoice::Named(name) => Some(name),
+    };
+    name.map(|name| Ok(Arc::clone(&state.find(name)?.set))).transpose()
+}
+
+/// A handle on the adapters of one model.
+#[derive(Debug, Clone)]
+pub struct AdapterRegistry {
+    model: Model,
+    shared: Arc<Shared>,
+    max_adapters: usize,
+}
+
+impl AdapterRegistry {
+    /// The registry of `model`; this handle refuses to add beyond `max_adapters`.
+    pub fn new(model: &Model, max_adapters: usize) -> Self {
+        Self { model: model.clone(), shared: Shared::of(model), max_adapters }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Loads a directory of PEFT or mlx-lm, or a repository of the hub, replacing what had the name before.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAdapter`] with a stable code, in which case nothing has changed; [`Error::ModelNotFound`].
+    pub fn load(&self, name: &str, source: &str) -> Result<AdapterInfo> {
+        let directory = find(source, &HubOptions::default(), &Wanted::Adapter)?;
+        self.add(name, &AdapterFile::read(&directory)?)
+    }
+
+    /// Registers an adapter that is in memory, such as a trainer's, replacing what had the name before.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::load`].
+    pub fn add(&self, name: &str, adapter: &AdapterFile) -> Result<AdapterInfo> {
+        self.check_room(name)?;
+        let Bound { set, size_in_bytes, num_parameters, targets } =
+            bind(adapter, &Sites::of(&self.model), name)?;
+        let config = adapter.config();
+        let info = AdapterInfo {
+            name: name.to_owned(),
+            rank: config.rank,
+            alpha: config.alpha,
+            target_modules: match &config.target_modules {
+                Modules::Names(names) => names.clone(),
+                _ => targets,
+            },
+            num_parameters,
+            size_in_bytes,
+            generation: set.generation(),
+            base_model: adapter.base_model().map(str::to_owned),
+        };
+        self.put(Entry { set, info })
+    }
+
+    /// Registers the exact weighted sum of what loaded adapters change; later changes to them do not count.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an unknown name, a weight that is not finite, or nothing to combine.
+    pub fn combine(&self, name: &str, weights: &[(String, f64)]) -> Result<AdapterInfo> {
+        self.check_room(name)?;
+        if weights.is_empty() {
+            return Err(Error::argument("adapters", "nothing", "at least one adapter with its weight"));
+        }
+        let (mut sets, mut infos) = (Vec::with_capacity(weights.len()), Vec::with_capacity(weights.len()));
+        for (part, weight) in weights {
+            if !weight.is_finite() {
+                return Err(Error::argument(format!("weight of {part:?}"), weight, "a finite number"));
+            }
+            let state = self.shared.lock();
+            let entry = state.find(part)?;
+            sets.push((*weight, Arc::clone(&entry.set)));
+            infos.push(entry.info.clone());
+        }
+        let mut hash = Hash::default();
+        for (weight, set) in &sets {
+            hash.bytes(&set.generation().to_le_bytes());
+            hash.bytes(&weight.to_le_bytes());
+        }
+        let set = Arc::new(AdapterSet::new(name, hash.finish(), combine(&sets)?));
+        let rank = infos.iter().map(|info| info.rank).sum();
+        let mut target_modules: Vec<String> = Vec::new();
+        for target in infos.iter().flat_map(|info| &info.target_modules) {
+            if !target_modules.contains(target) {
+                target_modules.push(target.clone());
+            }
+        }
+        let info = AdapterInfo {
+            name: name.to_owned(),
+            rank,
+            // The weights are in the factors: what is left is a scaling of 1.
+            alpha: rank as f64,
+            target_modules,
+            num_parameters: infos.iter().map(|info| info.num_parameters).sum(),
+            size_in_bytes: infos.iter().map(|info| info.size_in_bytes).sum(),
+            generation: set.generation(),
+            base_model: infos.swap_remove(0).base_model,
+        };
+        self.put(Entry { set, info })
+    }
+
+    fn check_room(&self, name: &str) -> Result<()> {
+        if name.is_empty() {
+            return Err(Error::argument("name", "an empty name", "a name for the adapter"));
+        }
+        let state = self.shared.lock();
+        let is_new = !state.entries.iter().any(|entry| entry.info.name == name);
+        if is_new && state.entries.len() >= self.max_adapters {
+            let problem = format!("{} adapters are loaded already; unload one first", state.entries.len());
+            return Err(Error::adapter(name, code::TOO_MANY, problem));
+        }
+        Ok(())
+    }
+
+    fn put(&self, entry: Entry) -> Result<AdapterInfo> {
+        // Another thread may have filled the place while this one was reading.
+        self.check_room(&entry.info.name)?;
+        let info = entry.info.clone();
+        let mut state = self.shared.lock();
+        match state.entries.iter_mut().find(|other| other.info.name == info.name) {
+            Some(other) => *other = entry,
+            None => state.entries.push(entry),
+        }
+        Ok(info)
+    }
+
+    /// Makes an adapter the one that work uses which does not ask for another.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn activate(&self, name: &str) -> Result<()> {
+        let mut state = self.shared.lock();
+        state.active = Some(state.find(name)?.info.name.clone());
+        Ok(())
+    }
+
+    /// Goes back to the bare model.
+    pub fn deactivate(&self) {
+        self.shared.lock().active = None;
+    }
+
+    /// The name of the active adapter.
+    pub fn active(&self) -> Option<String> {
+        self.shared.lock().active.clone()
+    }
+
+    /// Activates an adapter until the guard is dropped, which brings the earlier one back.
+    ///
+    /// # Errors
+    /// As [`AdapterRegistry::activate`].
+    pub fn using(&self, name: &str) -> Result<ActiveGuard> {
+        let before = self.active();
+        self.activate(name)?;
+        Ok(ActiveGuard { registry: self.clone(), before })
+    }
+
+    /// Forgets an adapter; requests under way keep it to their end. The bare model follows an active one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn unload(&self, name: &str) -> Result<()> {
+        let mut state = self.shared.lock();
+        state.find(name)?;
+        state.entries.retain(|entry| entry.info.name != name);
+        if state.active.as_deref() == Some(name) {
+            state.active = None;
+        }
+        Ok(())
+    }
+
+    /// The names of all adapters, in the order of their loading.
+    pub fn names(&self) -> Vec<String> {
+        self.shared.lock().entries.iter().map(|entry| entry.info.name.clone()).collect()
+    }
+
+    /// What is known of an adapter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn info(&self, name: &str) -> Result<AdapterInfo> {
+        Ok(self.shared.lock().find(name)?.info.clone())
+    }
+
+    /// The present version of an adapter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn get(&self, name: &str) -> Result<Arc<AdapterSet>> {
+        Ok(Arc::clone(&self.shared.lock().find(name)?.set))
+    }
+}
+
+/// Keeps an adapter active; see [`AdapterRegistry::using`].
+#[derive(Debug)]
+pub struct ActiveGuard {
+    registry: AdapterRegistry,
+    before: Option<String>,
+}
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        let mut state = self.registry.shared.lock();
+        // The earlier one may have been unloaded meanwhile.
+        state.active = self.before.take().filter(|name| state.find(name).is_ok());
+    }
+}
