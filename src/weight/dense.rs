@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use super::{Format, Weight};
-use crate::{Error, Result};
+use crate::{Error, Result, kernels};
 
 /// A plain tensor `[out, in]`.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ fn plain_format(dtype: DType) -> Result<Format> {
 
 impl Weight for DenseWeight {
     fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.matmul(&self.tensor.to_dtype(x.dtype())?.t()?)?)
+        kernels::linear::linear(x, &self.tensor)
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{DenseWeight, Format, TensorSource, Weight};
+use super::{DenseWeight, Format, PackedWeight, TensorSource, Weight};
 use crate::{Error, Result, device};
 
 /// How many names of one kind an error message lists.
@@ -100,10 +100,39 @@ impl<'a> Loader<'a> {
         None
     }
 
-    fn plain(&self, name: &str, shape: &[usize], format: Format, dtype: DType) -> Result<Tensor> {
+    /// A matrix in the CPU's layout, packed straight from the file where its type is already the one asked for.
+    fn packed(&self, name: &str, shape: &[usize], format: Format) -> Result<Arc<dyn Weight>> {
+        let wanted = match self.dtype {
+            DType::BF16 => Format::BF16,
+            DType::F16 => Format::F16,
+            _ => Format::F32,
+        };
+        if format == wanted {
+            self.check_cancelled()?;
+            return Ok(Arc::new(PackedWeight::new(format, &self.source.bytes(name)?, shape[1])?));
+        }
+        let converted = self.plain(name, shape, format, self.dtype)?.flatten_all()?;
+        let bytes: Vec<u8> = match self.dtype {
+            DType::BF16 => {
+                converted.to_vec1::<half::bf16>()?.into_iter().flat_map(half::bf16::to_le_bytes).collect()
+            }
+            DType::F16 => {
+                converted.to_vec1::<half::f16>()?.into_iter().flat_map(half::f16::to_le_bytes).collect()
+            }
+            _ => converted.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        };
+        Ok(Arc::new(PackedWeight::new(wanted, &bytes, shape[1])?))
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
         if self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
             return Err(Error::io(self.source.path(), std::io::ErrorKind::Interrupted.into()));
         }
+        Ok(())
+    }
+
+    fn plain(&self, name: &str, shape: &[usize], format: Format, dtype: DType) -> Result<Tensor> {
+        self.check_cancelled()?;
         let stored = match format {
             Format::F32 => DType::F32,
             Format::F16 => DType::F16,
@@ -171,6 +200,7 @@ impl Scope<'_> {
     pub fn matrix(&self, name: &str, out: usize, inn: usize) -> Result<Arc<dyn Weight>> {
         let (name, dtype) = (self.join(name), self.loader.dtype);
         match self.loader.check(&name, &[out, inn]) {
+            Some(format) if self.device().is_cpu() => self.loader.packed(&name, &[out, inn], format),
             Some(format) => {
                 Ok(Arc::new(DenseWeight::new(self.loader.plain(&name, &[out, inn], format, dtype)?)?))
             }

@@ -5,6 +5,7 @@
 
 mod dense;
 mod loader;
+mod packed;
 mod source;
 
 use std::fmt::Debug;
@@ -13,6 +14,7 @@ use candle_core::{DType, Tensor};
 
 pub use dense::DenseWeight;
 pub use loader::{Loader, Scope};
+pub use packed::PackedWeight;
 pub use source::{Format, TensorInfo, TensorSource};
 
 use crate::Result;

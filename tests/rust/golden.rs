@@ -67,12 +67,17 @@ fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
     difference.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
 }
 
-/// Absolute tolerance on logits: f32 checkpoints agree to rounding, 16-bit ones to the rounding of activations.
-fn tolerance(model: &Model) -> f32 {
-    match model.dtype() {
-        DType::F32 => 1e-4,
-        DType::F16 => 2e-2,
-        _ => 2e-1,
+/// Absolute tolerance on logits: f32 agrees to rounding, a 16-bit type at least as well as transformers does in it.
+fn tolerance(model: &Model, expected: &Expected, index: usize) -> f32 {
+    match expected.0.get(&format!("native_logits_{index}")) {
+        Some(native) => {
+            let native = native.to_dtype(DType::F32).unwrap();
+            max_difference(&native, expected.tensor("logits", index)).max(1e-3)
+        }
+        None => {
+            assert_eq!(model.dtype(), DType::F32);
+            1e-4
+        }
     }
 }
 
@@ -87,13 +92,13 @@ fn logits_and_hidden_states_equal_the_reference() {
         for (index, (logits, hidden)) in logits.iter().zip(&hidden).enumerate() {
             let worst = max_difference(logits, expected.tensor("logits", index));
             assert!(
-                worst <= tolerance(&model),
+                worst <= tolerance(&model, &expected, index),
                 "{} prompt {index}: logits differ by {worst}",
                 case.display()
             );
             let worst = max_difference(hidden, expected.tensor("hidden", index));
             assert!(
-                worst <= tolerance(&model),
+                worst <= tolerance(&model, &expected, index),
                 "{} prompt {index}: hidden states differ by {worst}",
                 case.display()
             );
@@ -108,7 +113,7 @@ fn a_batch_equals_its_members_alone() {
         let together = model.logits(&prompts, None).unwrap();
         for (prompt, together) in prompts.iter().zip(&together) {
             let alone = &model.logits(&[prompt], None).unwrap()[0];
-            assert!(max_difference(alone, together) <= 1e-4, "{}", case.display());
+            assert_eq!(max_difference(alone, together), 0.0, "{}", case.display());
         }
     }
 }
@@ -121,7 +126,7 @@ fn later_tokens_never_change_earlier_results() {
         let cut = longest.len() / 2;
         let whole = &model.logits(&[longest], None).unwrap()[0];
         let head = &model.logits(&[&longest[..cut]], None).unwrap()[0];
-        assert!(max_difference(head, &whole.narrow(0, 0, cut).unwrap()) <= 1e-4, "{}", case.display());
+        assert_eq!(max_difference(head, &whole.narrow(0, 0, cut).unwrap()), 0.0, "{}", case.display());
     }
 }
 
@@ -160,6 +165,9 @@ fn continue_greedily(model: &Model, prompts: &[Vec<u32>], steps: usize, chunk: u
 fn cached_greedy_tokens_equal_the_reference() {
     for case in cases() {
         let (model, expected) = (load(&case), Expected::read(&case));
+        if model.dtype() == DType::BF16 {
+            continue; // The ids are those of f32 arithmetic; rounding may choose others.
+        }
         let prompts = expected.prompts();
         for chunk in [usize::MAX, 5] {
             let outputs = continue_greedily(&model, &prompts, 24, chunk.min(1 << 20));

@@ -1,0 +1,84 @@
+//! A matrix of f32, f16 or bf16 in the layout of the CPU's kernels: one copy for many rows and for one.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Format, Weight};
+use crate::kernels::cpu::{Element, PackedMatrix};
+use crate::kernels::linear::packed_linear;
+use crate::{Error, Result};
+
+/// A packed matrix `[out, in]` on the CPU.
+#[derive(Debug)]
+pub struct PackedWeight {
+    matrix: Arc<PackedMatrix>,
+}
+
+impl PackedWeight {
+    /// Packs row-major little-endian values of `format`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a format that is not f32, f16 or bf16, or bytes that are not whole rows.
+    pub fn new(format: Format, bytes: &[u8], inn: usize) -> Result<Self> {
+        let Some(element) = element(format) else {
+            return Err(Error::argument("format", format!("{format:?}"), "F32, F16 or BF16"));
+        };
+        Ok(Self { matrix: Arc::new(PackedMatrix::pack(element, &[bytes], inn)?) })
+    }
+}
+
+/// The kernels' name of a plain format.
+fn element(format: Format) -> Option<Element> {
+    match format {
+        Format::F32 => Some(Element::F32),
+        Format::F16 => Some(Element::F16),
+        Format::BF16 => Some(Element::Bf16),
+        _ => None,
+    }
+}
+
+impl Weight for PackedWeight {
+    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        packed_linear(x, &self.matrix)
+    }
+
+    fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
+        let (out, inn) = self.matrix.shape();
+        let mut values = vec![0.0; ids.len() * inn];
+        for (id, row) in ids.iter().zip(values.chunks_exact_mut(inn.max(1))) {
+            if *id as usize >= out {
+                return Err(Error::argument(
+                    "input_ids",
+                    format!("token id {id}"),
+                    format!("ids below {out}"),
+                ));
+            }
+            self.matrix.row(*id as usize, row);
+        }
+        Ok(Tensor::from_vec(values, (ids.len(), inn), &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    fn dequantize(&self, dtype: DType) -> Result<Tensor> {
+        let (out, inn) = self.matrix.shape();
+        let mut values = vec![0.0; out * inn];
+        self.matrix.unpack_f32(&mut values);
+        Ok(Tensor::from_vec(values, (out, inn), &Device::Cpu)?.to_dtype(dtype)?)
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.matrix.shape()
+    }
+
+    fn size_in_bytes(&self) -> usize {
+        self.matrix.size_in_bytes()
+    }
+
+    fn format(&self) -> Format {
+        match self.matrix.element() {
+            Element::F32 => Format::F32,
+            Element::F16 => Format::F16,
+            Element::Bf16 => Format::BF16,
+        }
+    }
+}
