@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;
+pub mod decoded;
 pub mod gated_act;
 pub mod layer_norm;
 pub mod linear;

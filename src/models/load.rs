@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::fields::Fields;
+use crate::checkpoint::gguf::GgufSource;
 use crate::checkpoint::{HubOptions, SafetensorsSource, Wanted, read_json, resolve};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::weight::{Format, TensorSource};
 use crate::{Error, Result};
 
@@ -42,6 +43,9 @@ impl Default for LoadOptions {
 /// The name of the model that comes with candlewick.
 pub const BUNDLED: &str = "candlewick/tiny";
 
+/// What a GGUF file calls its kind of tokenizer.
+const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
+
 /// The opened files of one model.
 pub struct Checkpoint {
     /// What the caller asked for.
@@ -54,6 +58,8 @@ pub struct Checkpoint {
     pub generation_config: Value,
     /// The tensors.
     pub tensors: Arc<dyn TensorSource>,
+    /// The GGUF file that all of this is from, where it is one.
+    pub gguf: Option<Arc<GgufSource>>,
 }
 
 impl Checkpoint {
@@ -62,7 +68,11 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::ModelNotFound`], and whatever the files' own readers report.
     pub fn open(name: &str, options: &LoadOptions) -> Result<Self> {
-        let directory = locate(name, options)?;
+        let path = locate(name, options)?;
+        if path.is_file() {
+            return Self::open_gguf(name, &path);
+        }
+        let directory = path;
         let config_path = directory.join("config.json");
         if !config_path.is_file() {
             let reason = format!("the directory {} has no config.json", directory.display());
@@ -76,7 +86,23 @@ impl Checkpoint {
             Value::Object(Default::default())
         };
         let tensors = Arc::new(SafetensorsSource::open(&directory)?);
-        Ok(Self { name: name.to_owned(), directory, config, generation_config, tensors })
+        Ok(Self { name: name.to_owned(), directory, config, generation_config, tensors, gguf: None })
+    }
+
+    fn open_gguf(name: &str, path: &Path) -> Result<Self> {
+        if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("gguf")) {
+            let reason = "it is a file, but not a .gguf file; name the directory that holds config.json";
+            return Err(Error::ModelNotFound { name: name.to_owned(), reason: reason.into() });
+        }
+        let source = Arc::new(GgufSource::open(path)?);
+        Ok(Self {
+            name: name.to_owned(),
+            directory: path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            config: source.config()?,
+            generation_config: source.generation_config()?,
+            tensors: Arc::clone(&source) as Arc<dyn TensorSource>,
+            gguf: Some(source),
+        })
     }
 
     /// `model_type` of the configuration.
@@ -89,7 +115,7 @@ impl Checkpoint {
     }
 
     /// The dtype to hold weights in: as asked, or the configuration's, or that of the first stored matrix.
-    pub fn dtype(&self, asked: &str) -> Result<DType> {
+    pub fn dtype(&self, asked: &str, device: &Device) -> Result<DType> {
         let parse = |name: &str| match name.strip_prefix("torch.").unwrap_or(name) {
             "float32" => Some(DType::F32),
             "bfloat16" => Some(DType::BF16),
@@ -111,13 +137,26 @@ impl Checkpoint {
         Ok(match stored.map(|info| info.format) {
             Some(Format::BF16) => DType::BF16,
             Some(Format::F16) => DType::F16,
+            // Activations and caches of a quantised model: exact on the CPU, at their usual width elsewhere.
+            Some(format) if format.is_quantized() && !device.is_cpu() => DType::BF16,
             _ => DType::F32,
         })
     }
 
-    /// The tokenizer of the directory, which learns all ids that end a generation.
+    /// The tokenizer of the directory or the GGUF file, which learns all ids that end a generation.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = Tokenizer::from_dir(&self.directory)?;
+        let tokenizer = match &self.gguf {
+            Some(source) => {
+                let parts = source.tokenizer()?;
+                let config = TokenizerConfig {
+                    named_tokens: parts.named_tokens,
+                    chat_templates: parts.chat_templates,
+                    ..TokenizerConfig::default()
+                };
+                Tokenizer::from_parts(parts.tokenizer, config)?.with_eos_token_ids(parts.end_token_ids)
+            }
+            None => Tokenizer::from_dir(&self.directory)?,
+        };
         let eos = self.eos_token_ids(Some(&tokenizer));
         Ok(tokenizer.with_eos_token_ids(eos))
     }
@@ -134,7 +173,13 @@ impl Checkpoint {
 
     /// Whether there is a tokenizer at all; a bare checkpoint still serves token ids.
     pub fn has_tokenizer(&self) -> bool {
-        self.directory.join("tokenizer.json").is_file()
+        const NONE: &str = "none";
+        match &self.gguf {
+            Some(source) => {
+                source.metadata().string(TOKENIZER_KEY).is_ok_and(|kind| kind.is_some_and(|k| k != NONE))
+            }
+            None => self.directory.join("tokenizer.json").is_file(),
+        }
     }
 }
 
@@ -156,12 +201,5 @@ fn locate(name: &str, options: &LoadOptions) -> Result<PathBuf> {
             return Ok(directory);
         }
     }
-    let path = resolve(name, &options.hub, &Wanted::Model)?;
-    if path.is_dir() {
-        return Ok(path);
-    }
-    Err(Error::ModelNotFound {
-        name: name.to_owned(),
-        reason: "it is a file of a kind that cannot be loaded".into(),
-    })
+    resolve(name, &options.hub, &Wanted::Model)
 }

@@ -13,7 +13,7 @@ use super::{Fields, architecture};
 use crate::batch::Batch;
 use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, Linear, Pass};
 use crate::tokenizer::Tokenizer;
-use crate::weight::{Loader, TensorSource};
+use crate::weight::{Loader, TensorInfo, TensorSource};
 use crate::{Error, Result, device};
 
 /// A decoder with its tokenizer and configuration; clones share everything.
@@ -71,11 +71,14 @@ impl Model {
         let model_type = checkpoint.model_type()?.to_owned();
         let shape = (architecture(&model_type)?.config)(&Fields::new("config.json", &checkpoint.config)?)?;
         let device = device::open(&options.device)?;
-        let dtype = checkpoint.dtype(&options.dtype)?;
-        check_memory(checkpoint.tensors.as_ref(), dtype, options.memory_limit_bytes)?;
+        let dtype = checkpoint.dtype(&options.dtype, &device)?;
+        // A GGUF file has chosen a format for every matrix; one type for all is only made when it is asked for.
+        let as_stored = checkpoint.gguf.is_some() && options.dtype == "auto";
+        check_memory(checkpoint.tensors.as_ref(), (!as_stored).then_some(dtype), options.memory_limit_bytes)?;
         let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
-        let loader =
-            Loader::new(checkpoint.tensors.as_ref(), &device, dtype).with_cancel(options.hub.cancel.clone());
+        let loader = Loader::new(checkpoint.tensors.as_ref(), &device, dtype)
+            .with_cancel(options.hub.cancel.clone())
+            .with_formats_of_the_file(as_stored);
         let decoder = build(loader, &shape, dtype)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -385,13 +388,18 @@ fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder>
     Ok(decoder)
 }
 
-/// Refuses a model whose weights alone exceed the limit, before any is read.
-fn check_memory(tensors: &dyn TensorSource, dtype: DType, limit: Option<u64>) -> Result<()> {
+/// Refuses a model whose weights alone exceed the limit, before any is read; without a dtype they stay as stored.
+fn check_memory(tensors: &dyn TensorSource, dtype: Option<DType>, limit: Option<u64>) -> Result<()> {
     let Some(limit_bytes) = limit else { return Ok(()) };
+    let bytes = |info: TensorInfo| {
+        let elements = info.shape.iter().product::<usize>() as u64;
+        match dtype {
+            Some(dtype) => elements * dtype.size_in_bytes() as u64,
+            None => elements / info.format.block_elements() as u64 * info.format.block_bytes() as u64,
+        }
+    };
     let names = tensors.names();
-    let infos = names.iter().filter_map(|name| tensors.info(name));
-    let elements: usize = infos.map(|info| info.shape.iter().product::<usize>()).sum();
-    let needed_bytes = elements as u64 * dtype.size_in_bytes() as u64;
+    let needed_bytes = names.iter().filter_map(|name| tensors.info(name)).map(bytes).sum();
     if needed_bytes > limit_bytes {
         return Err(Error::OutOfMemory { what: "the model's weights".into(), needed_bytes, limit_bytes });
     }

@@ -1,6 +1,9 @@
 //! A matrix stored as a plain f32, f16 or bf16 tensor on its device.
 
-use candle_core::{DType, Tensor};
+use std::borrow::Cow;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 
 use super::{Format, Weight};
 use crate::{Error, Result, kernels};
@@ -55,4 +58,20 @@ impl Weight for DenseWeight {
     fn format(&self) -> Format {
         plain_format(self.tensor.dtype()).unwrap_or(Format::F32)
     }
+
+    fn stored(&self) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Owned(to_bytes(&self.tensor)?.1))
+    }
+}
+
+/// The values of a plain tensor, row-major and little endian.
+pub fn to_bytes(tensor: &Tensor) -> Result<(Format, Vec<u8>)> {
+    let format = plain_format(tensor.dtype())?;
+    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    let bytes = match format {
+        Format::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
+        Format::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
+        _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+    };
+    Ok((format, bytes))
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{DenseWeight, Format, PackedWeight, TensorSource, Weight};
+use super::{BlockFormat, DenseWeight, Format, GgmlWeight, PackedWeight, TensorSource, Weight, to_bytes};
 use crate::{Error, Result, device};
 
 /// How many names of one kind an error message lists.
@@ -22,7 +22,12 @@ pub struct Loader<'a> {
     read: Mutex<BTreeSet<String>>,
     problems: Mutex<Vec<String>>,
     cancel: Option<Arc<AtomicBool>>,
+    as_stored: bool,
+    quantize: Option<Box<Quantize<'a>>>,
 }
+
+/// The format for a matrix of this name and shape `out`, `in`; `None` leaves it as it is.
+pub type Quantize<'a> = dyn Fn(&str, usize, usize) -> Option<&'static BlockFormat> + 'a;
 
 impl<'a> Loader<'a> {
     /// A loader that stores matrices as `dtype` (f32, f16 or bf16) on `device`.
@@ -34,12 +39,26 @@ impl<'a> Loader<'a> {
             read: Mutex::default(),
             problems: Mutex::default(),
             cancel: None,
+            as_stored: false,
+            quantize: None,
         }
     }
 
     /// The same loader, which stops with an error once `cancel` is set.
     pub fn with_cancel(mut self, cancel: Option<Arc<AtomicBool>>) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// The same loader, which keeps matrices in the format of the file, where the device can, instead of its dtype.
+    pub fn with_formats_of_the_file(mut self, keep: bool) -> Self {
+        self.as_stored = keep;
+        self
+    }
+
+    /// The same loader, which converts the matrices that `choose` names a format for.
+    pub fn with_quantization(mut self, choose: Option<Box<Quantize<'a>>>) -> Self {
+        self.quantize = choose;
         self
     }
 
@@ -100,28 +119,36 @@ impl<'a> Loader<'a> {
         None
     }
 
-    /// A matrix in the CPU's layout, packed straight from the file where its type is already the one asked for.
-    fn packed(&self, name: &str, shape: &[usize], format: Format) -> Result<Arc<dyn Weight>> {
-        let wanted = match self.dtype {
-            DType::BF16 => Format::BF16,
-            DType::F16 => Format::F16,
-            _ => Format::F32,
-        };
-        if format == wanted {
-            self.check_cancelled()?;
+    /// A matrix in the form that this loader holds matrices in.
+    fn matrix(&self, name: &str, shape: [usize; 2], format: Format) -> Result<Arc<dyn Weight>> {
+        self.check_cancelled()?;
+        let chosen = self.quantize.as_ref().and_then(|choose| choose(name, shape[0], shape[1]));
+        if let Some(target) = chosen.filter(|target| target.format != format) {
+            let matrix = GgmlWeight::quantize(&self.values(name, &shape, format)?, target)?;
+            return self.placed(matrix);
+        }
+        if format.is_quantized() && (self.as_stored || chosen.is_some()) {
+            return self.placed(GgmlWeight::new(format, &self.source.bytes(name)?, shape[1])?);
+        }
+        let own = if self.as_stored { plain_dtype(format) } else { None };
+        let dtype = own.unwrap_or(self.dtype);
+        if !self.device.is_cpu() {
+            return Ok(Arc::new(DenseWeight::new(self.plain(name, &shape, format, self.dtype)?)?));
+        }
+        // Packed straight from the file where its type is the one asked for.
+        if plain_dtype(format) == Some(dtype) {
             return Ok(Arc::new(PackedWeight::new(format, &self.source.bytes(name)?, shape[1])?));
         }
-        let converted = self.plain(name, shape, format, self.dtype)?.flatten_all()?;
-        let bytes: Vec<u8> = match self.dtype {
-            DType::BF16 => {
-                converted.to_vec1::<half::bf16>()?.into_iter().flat_map(half::bf16::to_le_bytes).collect()
-            }
-            DType::F16 => {
-                converted.to_vec1::<half::f16>()?.into_iter().flat_map(half::f16::to_le_bytes).collect()
-            }
-            _ => converted.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
-        };
-        Ok(Arc::new(PackedWeight::new(wanted, &bytes, shape[1])?))
+        let (format, bytes) = to_bytes(&self.plain(name, &shape, format, dtype)?)?;
+        Ok(Arc::new(PackedWeight::new(format, &bytes, shape[1])?))
+    }
+
+    /// A quantised matrix on the loader's device.
+    fn placed(&self, matrix: GgmlWeight) -> Result<Arc<dyn Weight>> {
+        if self.device.is_cpu() {
+            return Ok(Arc::new(matrix));
+        }
+        Ok(Arc::new(DenseWeight::new(matrix.dequantize(self.dtype)?.to_device(&self.device)?)?))
     }
 
     fn check_cancelled(&self) -> Result<()> {
@@ -133,19 +160,32 @@ impl<'a> Loader<'a> {
 
     fn plain(&self, name: &str, shape: &[usize], format: Format, dtype: DType) -> Result<Tensor> {
         self.check_cancelled()?;
-        let stored = match format {
-            Format::F32 => DType::F32,
-            Format::F16 => DType::F16,
-            Format::BF16 => DType::BF16,
-            Format::F64 => DType::F64,
-            other => {
-                self.problem(format!("tensor {name} is stored as {other:?}, which cannot be used here"));
-                return placeholder(shape, dtype, &self.device);
-            }
+        Ok(self.values(name, shape, format)?.to_dtype(dtype)?.to_device(&self.device)?)
+    }
+
+    /// The values on the CPU in the type they are stored in, blocks as f32.
+    fn values(&self, name: &str, shape: &[usize], format: Format) -> Result<Tensor> {
+        if let Some(blocks) = BlockFormat::of(format) {
+            let mut values = vec![0f32; shape.iter().product()];
+            blocks.decode(&self.source.bytes(name)?, &mut values);
+            return Ok(Tensor::from_vec(values, shape, &Device::Cpu)?);
+        }
+        let stored = if format == Format::F64 { Some(DType::F64) } else { plain_dtype(format) };
+        let Some(stored) = stored else {
+            self.problem(format!("tensor {name} is stored as {format:?}, which cannot be used here"));
+            return placeholder(shape, DType::F32, &Device::Cpu);
         };
-        let bytes = self.source.bytes(name)?;
-        let tensor = Tensor::from_raw_buffer(&bytes, stored, shape, &Device::Cpu)?;
-        Ok(tensor.to_dtype(dtype)?.to_device(&self.device)?)
+        Ok(Tensor::from_raw_buffer(&self.source.bytes(name)?, stored, shape, &Device::Cpu)?)
+    }
+}
+
+/// The dtype of a format that tensors can have and matrices can be held in.
+fn plain_dtype(format: Format) -> Option<DType> {
+    match format {
+        Format::F32 => Some(DType::F32),
+        Format::F16 => Some(DType::F16),
+        Format::BF16 => Some(DType::BF16),
+        _ => None,
     }
 }
 
@@ -196,15 +236,15 @@ impl Scope<'_> {
         }
     }
 
-    /// A matrix `[out, in]` in the loader's dtype.
+    /// A matrix `[out, in]` in the form that the loader holds matrices in.
     pub fn matrix(&self, name: &str, out: usize, inn: usize) -> Result<Arc<dyn Weight>> {
-        let (name, dtype) = (self.join(name), self.loader.dtype);
+        let name = self.join(name);
         match self.loader.check(&name, &[out, inn]) {
-            Some(format) if self.device().is_cpu() => self.loader.packed(&name, &[out, inn], format),
-            Some(format) => {
-                Ok(Arc::new(DenseWeight::new(self.loader.plain(&name, &[out, inn], format, dtype)?)?))
+            Some(format) => self.loader.matrix(&name, [out, inn], format),
+            None => {
+                let nothing = Tensor::zeros((0, 0), self.loader.dtype, self.device())?;
+                Ok(Arc::new(DenseWeight::new(nothing)?))
             }
-            None => Ok(Arc::new(DenseWeight::new(Tensor::zeros((0, 0), dtype, self.device())?)?)),
         }
     }
 

@@ -3,17 +3,23 @@
 //! It knows neither files nor models: bytes come in through [`TensorSource`], a [`Weight`] goes out. Whoever holds a
 //! weight never asks in which format it is stored.
 
+mod blocks;
 mod dense;
+mod formats;
+mod ggml;
 mod loader;
 mod packed;
 mod source;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use candle_core::{DType, Tensor};
 
-pub use dense::DenseWeight;
-pub use loader::{Loader, Scope};
+pub use dense::{DenseWeight, to_bytes};
+pub use formats::{BlockFormat, FORMATS};
+pub use ggml::GgmlWeight;
+pub use loader::{Loader, Quantize, Scope};
 pub use packed::PackedWeight;
 pub use source::{Format, TensorInfo, TensorSource};
 
@@ -33,4 +39,6 @@ pub trait Weight: Send + Sync + Debug {
     fn size_in_bytes(&self) -> usize;
     /// How the elements are stored.
     fn format(&self) -> Format;
+    /// The elements as [`Weight::format`] stores them, row-major, little endian: what a file would hold.
+    fn stored(&self) -> Result<Cow<'_, [u8]>>;
 }

@@ -1,5 +1,6 @@
 //! A matrix of f32, f16 or bf16 in the layout of the CPU's kernels: one copy for many rows and for one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -80,5 +81,9 @@ impl Weight for PackedWeight {
             Element::F16 => Format::F16,
             Element::Bf16 => Format::BF16,
         }
+    }
+
+    fn stored(&self) -> Result<Cow<'_, [u8]>> {
+        Ok(Cow::Owned(self.matrix.unpack()))
     }
 }

@@ -8,6 +8,7 @@ mod fixtures;
 mod generate;
 mod gguf;
 mod gguf_malformed;
+mod gguf_model;
 mod golden;
 mod hub;
 mod hub_server;

@@ -1,0 +1,91 @@
+//! The quantised formats, the one list: names, layouts, and what to use where rows do not fit.
+
+use candle_core::quantized::GgmlDType;
+
+use super::Format;
+use super::blocks::{self, Decode};
+use crate::{Error, Result};
+
+/// One format of values in blocks that share a scale.
+#[derive(Debug)]
+pub struct BlockFormat {
+    /// The name that users give, such as `"q4_k"`.
+    pub name: &'static str,
+    /// The layout.
+    pub format: Format,
+    /// Decodes one block.
+    pub(super) decode: Decode,
+    /// Who encodes; `None` where a format can only be read.
+    pub(super) encoder: Option<GgmlDType>,
+    /// What llama.cpp takes for a matrix whose rows are not whole blocks.
+    pub(super) narrower: Option<Format>,
+}
+
+const fn entry(
+    name: &'static str,
+    format: Format,
+    decode: Decode,
+    encoder: Option<GgmlDType>,
+    narrower: Option<Format>,
+) -> BlockFormat {
+    BlockFormat { name, format, decode, encoder, narrower }
+}
+
+/// Every quantised format.
+pub const FORMATS: &[BlockFormat] = &[
+    entry("q8_0", Format::Q8_0, blocks::q8_0, Some(GgmlDType::Q8_0), None),
+    entry("q4_0", Format::Q4_0, blocks::q4_0, Some(GgmlDType::Q4_0), None),
+    entry("q4_1", Format::Q4_1, blocks::q4_1, Some(GgmlDType::Q4_1), None),
+    entry("q5_0", Format::Q5_0, blocks::q5_0, Some(GgmlDType::Q5_0), None),
+    entry("q5_1", Format::Q5_1, blocks::q5_1, Some(GgmlDType::Q5_1), None),
+    entry("q2_k", Format::Q2K, blocks::q2_k, Some(GgmlDType::Q2K), Some(Format::Q4_0)),
+    entry("q3_k", Format::Q3K, blocks::q3_k, Some(GgmlDType::Q3K), Some(Format::Q4_0)),
+    entry("q4_k", Format::Q4K, blocks::q4_k, Some(GgmlDType::Q4K), Some(Format::Q5_0)),
+    entry("q5_k", Format::Q5K, blocks::q5_k, Some(GgmlDType::Q5K), Some(Format::Q5_1)),
+    entry("q6_k", Format::Q6K, blocks::q6_k, Some(GgmlDType::Q6K), Some(Format::Q8_0)),
+    entry("q8_k", Format::Q8K, blocks::q8_k, None, None),
+    entry("iq4_nl", Format::IQ4NL, blocks::iq4_nl, None, None),
+    entry("mxfp4", Format::MXFP4, blocks::mxfp4, None, None),
+];
+
+impl BlockFormat {
+    /// The entry of a format; `None` for plain numbers.
+    pub fn of(format: Format) -> Option<&'static Self> {
+        FORMATS.iter().find(|entry| entry.format == format)
+    }
+
+    /// The entry of a name that weights can be converted to.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with all such names.
+    pub fn named(name: &str) -> Result<&'static Self> {
+        let mut known = FORMATS.iter().filter(|entry| entry.encoder.is_some());
+        known.find(|entry| entry.name == name).ok_or_else(|| {
+            let names = FORMATS.iter().filter(|entry| entry.encoder.is_some()).map(|entry| entry.name);
+            let names: Vec<String> = names.map(|name| format!("{name:?}")).collect();
+            Error::argument("quantize", format!("{name:?}"), format!("one of {}", names.join(", ")))
+        })
+    }
+
+    /// This format, or the one that takes its place for rows of `inn` values; `None` where no block fits.
+    pub fn fitting(&'static self, inn: usize) -> Option<&'static Self> {
+        if inn.is_multiple_of(self.format.block_elements()) {
+            return Some(self);
+        }
+        let narrower = Self::of(self.narrower?)?;
+        inn.is_multiple_of(narrower.format.block_elements()).then_some(narrower)
+    }
+
+    /// Bytes of a row of `inn` values.
+    pub(super) fn row_bytes(&self, inn: usize) -> usize {
+        inn / self.format.block_elements() * self.format.block_bytes()
+    }
+
+    /// Decodes whole blocks.
+    pub(super) fn decode(&self, bytes: &[u8], values: &mut [f32]) {
+        let (size, count) = (self.format.block_bytes(), self.format.block_elements());
+        for (block, values) in bytes.chunks_exact(size).zip(values.chunks_exact_mut(count)) {
+            (self.decode)(block, values);
+        }
+    }
+}
