@@ -11,10 +11,13 @@ use serde_json::Value;
 use super::load::{Checkpoint, LoadOptions};
 use super::{Fields, architecture};
 use crate::batch::Batch;
-use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, Linear, Pass};
+use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, KvCache, KvLayout, Linear, Pass};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{Loader, TensorInfo, TensorSource};
 use crate::{Error, Result, device};
+
+/// Tokens of one pass outside of generation.
+const PASS_TOKENS: usize = 512;
 
 /// A decoder with its tokenizer and configuration; clones share everything.
 #[derive(Clone)]
@@ -339,18 +342,60 @@ impl Model {
         finish: impl Fn(Tensor, &Pass) -> Result<Tensor>,
     ) -> Result<Vec<Tensor>> {
         sequences.iter().try_for_each(|sequence| self.check_ids(sequence.as_ref()))?;
-        let batch = Batch::from_sequences(sequences);
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let plan = adapters.map(|set| AdapterPlan::all(Arc::clone(set), batch.tokens())).unwrap_or_default();
         let _execution = self.exclusive()?;
-        let mut pass = Pass::new(&batch).with_adapters(plan).with_cancellation(cancelled);
-        let hidden = self.forward(&mut pass)?;
-        let rows = finish(hidden, &pass)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        (0..batch.sequences())
-            .map(|index| Ok(rows.narrow(0, batch.rows(index).start, batch.rows(index).len())?))
-            .collect()
+        let mut results = Vec::with_capacity(sequences.len());
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            let first = first.as_ref();
+            // Short sequences share a pass; a long one takes several, so that it can be given up between them.
+            let mut tokens = 0;
+            let fitting = rest.iter().take_while(|sequence| {
+                tokens += sequence.as_ref().len();
+                tokens <= PASS_TOKENS
+            });
+            let together = fitting.count();
+            if together > 0 {
+                let batch = Batch::from_sequences(&rest[..together]);
+                let mut pass = Pass::new(&batch).with_cancellation(cancelled);
+                if let Some(set) = adapters {
+                    pass = pass.with_adapters(AdapterPlan::all(Arc::clone(set), batch.tokens()));
+                }
+                let hidden = self.forward(&mut pass)?;
+                let rows = finish(hidden, &pass)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+                for index in 0..together {
+                    results.push(rows.narrow(0, batch.rows(index).start, batch.rows(index).len())?);
+                }
+            } else {
+                results.push(self.in_parts(first, adapters, cancelled, &finish)?);
+            }
+            rest = &rest[together.max(1)..];
+        }
+        Ok(results)
+    }
+
+    /// The outputs of one long sequence, computed part by part with a cache of full precision.
+    fn in_parts(
+        &self,
+        ids: &[u32],
+        adapters: Option<&Arc<AdapterSet>>,
+        cancelled: &dyn Fn() -> bool,
+        finish: &impl Fn(Tensor, &Pass) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let dtype = device::compute_dtype(&self.inner.device, self.inner.dtype);
+        let layout = KvLayout { dtype, ..(**self.inner.decoder.cache_layout()).clone() };
+        let mut cache = KvCache::new(&Arc::new(layout));
+        let mut parts = Vec::new();
+        for (index, part) in ids.chunks(PASS_TOKENS).enumerate() {
+            let mut batch = Batch::new();
+            batch.push_part(part, index * PASS_TOKENS, ids.len());
+            let mut pass = Pass::with_caches(&batch, vec![&mut cache]).with_cancellation(cancelled);
+            if let Some(set) = adapters {
+                pass = pass.with_adapters(AdapterPlan::all(Arc::clone(set), batch.tokens()));
+            }
+            let hidden = self.forward(&mut pass)?;
+            parts.push(finish(hidden, &pass)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
     }
 
     /// Refuses sequences that are empty, too long, or have ids outside of the vocabulary.

@@ -182,3 +182,22 @@ fn cached_greedy_tokens_equal_the_reference() {
         }
     }
 }
+
+#[test]
+fn a_sequence_computed_in_parts_equals_the_whole() {
+    // The fixture with a longer context: its weights know nothing of positions.
+    let (source, copy) = (golden().join("qwen3/tied"), tempfile::tempdir().unwrap());
+    std::fs::copy(source.join("model.safetensors"), copy.path().join("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["max_position_embeddings"] = 2048.into();
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    let model = load(copy.path());
+    let ids: Vec<u32> = (0..700).map(|i| (i * 37 % 90) as u32).collect();
+    let whole = {
+        let batch = Batch::from_sequences(&[&ids]);
+        model.forward(&mut Pass::new(&batch)).unwrap()
+    };
+    let parts = &model.hidden_states(&[&ids], None).unwrap()[0];
+    assert_eq!(max_difference(parts, &whole), 0.0);
+}
