@@ -49,7 +49,7 @@ def slow_model(tmp_path_factory):
     """The directory of a random model that takes seconds over a long prompt."""
     directory = tmp_path_factory.mktemp("slow") / "model"
     directory.mkdir()
-    hidden, intermediate, layers, heads, vocab = 256, 512, 8, 4, 512
+    hidden, intermediate, layers, heads, vocab = 256, 512, 16, 4, 512
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -90,7 +90,8 @@ def test_truncated_weights(checkpoint):
 
 
 def test_all_missing_tensors_are_named(checkpoint):
-    edit(checkpoint, num_hidden_layers=json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"] + 1)
+    config = json.loads((checkpoint / "config.json").read_text())
+    edit(checkpoint, num_hidden_layers=config["num_hidden_layers"] + 1, layer_types=...)
     with pytest.raises(cw.CheckpointError) as caught:
         cw.Model.from_pretrained(checkpoint)
     assert "q_proj" in str(caught.value)

@@ -236,10 +236,12 @@ def test_many_streams_side_by_side(greedy):
 # --- probabilities ----------------------------------------------------------------------------------------
 
 
-def test_probabilities_are_those_of_the_model(tiny_model, sampling):
-    prompt = tiny_model.tokenizer.encode(PROMPT)
-    tokens = list(sampling.stream(prompt, seed=2, repetition_penalty=1.0, logprobs=5))
-    logits = tiny_model.logits(prompt + [t.token_id for t in tokens])[len(prompt) - 1 : -1].astype(np.float64)
+def test_probabilities_are_those_of_the_model():
+    with cw.Model.from_pretrained("candlewick/tiny", dtype="float32", device="cpu") as model:
+        prompt = model.tokenizer.encode(PROMPT)
+        generator = cw.Generator(model, max_new_tokens=24, temperature=1.0, top_k=0, top_p=1.0, seed=2, logprobs=5)
+        tokens = list(generator.stream(prompt))
+        logits = model.logits(prompt + [t.token_id for t in tokens])[len(prompt) - 1 : -1].astype(np.float64)
     logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     for row, token in enumerate(tokens):
         assert token.logit == pytest.approx(logits[row, token.token_id], abs=1e-3)

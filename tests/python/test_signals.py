@@ -31,28 +31,23 @@ CALLS = {
     "decode": "generator.generate([1, 2, 3], max_new_tokens=30000)",
     "stream": "sum(1 for _ in generator.stream([1, 2, 3], max_new_tokens=30000))",
     "batch": "generator.generate([[1, 2, 3]] * 8, max_new_tokens=30000)",
-    "logits": "model.logits(long_prompt)",
+    "logits": "model.logits(long_prompt[:3000])",
     "asyncio": "import asyncio; asyncio.run(generator.agenerate(long_prompt, max_new_tokens=1))",
 }
 
 
 def interrupt(model, call):
     """Seconds from Ctrl-C to the exception."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(call=CALLS[call]), str(model)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout.readline() == "ready\n", child.communicate()[1]
-        time.sleep(0.4)
-        sent = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-        child.wait()
+    arguments = [sys.executable, "-c", PROGRAM.format(call=CALLS[call]), str(model)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "ready\n", child.stderr.read()
+            time.sleep(0.4)
+            sent = time.monotonic()
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=60)
+        finally:
+            child.kill()
     words = out.split()
     assert words[0] == "interrupted", out + err
     assert words[2:] == ["next", "4"], out + err
