@@ -22,6 +22,7 @@ from ._native import (
     Tokenizer,
     TokenStream,
     __version__,
+    _connect,
 )
 from .errors import (
     AdapterError,
@@ -64,3 +65,4 @@ __all__ = [
 ]
 
 logging.getLogger("candlewick").addHandler(logging.NullHandler())
+_connect()

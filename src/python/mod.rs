@@ -36,12 +36,17 @@ mod _native {
     #[allow(non_upper_case_globals)]
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
-    use super::*;
+    #[pymodule_export]
+    use super::_connect;
+}
 
-    #[pymodule_init]
-    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-        // A second interpreter finds the bridge in place, which is as good.
-        let _ = pyo3_log::try_init();
-        Ok(())
-    }
+/// Sends logs to Python's `logging` and ends the threads that need Python before Python ends.
+///
+/// The package calls it once. It is no `#[pymodule_init]`, which would make the generated stub an incomplete one, in
+/// which a type checker finds every name.
+#[pyfunction]
+fn _connect(py: Python<'_>) -> PyResult<()> {
+    // A second interpreter finds the bridge in place, which is as good.
+    let _ = pyo3_log::try_init();
+    notify::close_at_exit(py)
 }

@@ -1,12 +1,16 @@
 //! From the engine's thread to an event loop, without the engine ever waiting for the GIL.
 //!
 //! A waker only puts a job into a queue; one thread of this process takes the GIL and calls `call_soon_threadsafe`.
+//! It must not hold or want the GIL while the interpreter ends, which would end the thread in the middle of Rust code
+//! and abort the process: [`close_at_exit`].
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
+use pyo3::types::PyCFunction;
 
 /// A call to make in the thread of an event loop.
 pub(super) struct Callback {
@@ -54,8 +58,15 @@ fn post(callback: Callback) {
     let _ = sender.send(callback);
 }
 
+/// Whether the interpreter may be entered. Held while the notifying thread is in it.
+static OPEN: Mutex<bool> = Mutex::new(true);
+
 fn serve(receiver: &Receiver<Callback>) {
     for first in receiver {
+        let open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*open {
+            return;
+        }
         let served = Python::try_attach(|py| {
             for callback in std::iter::once(first).chain(receiver.try_iter()) {
                 let Callback { event_loop, callable, argument } = callback;
@@ -66,5 +77,29 @@ fn serve(receiver: &Receiver<Callback>) {
         if served.is_none() {
             return;
         }
+    }
+}
+
+/// Has Python's `atexit` wait for the notifying thread to leave the interpreter, and keep it out from then on.
+pub(super) fn close_at_exit(py: Python<'_>) -> PyResult<()> {
+    let close = PyCFunction::new_closure(py, None, None, |arguments, _| arguments.py().detach(close))?;
+    py.import("atexit")?.call_method1("register", (close,))?;
+    Ok(())
+}
+
+fn close() {
+    // The lock stays taken for ever in a child that was forked while it was held; that child has no such thread.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < deadline {
+        let mut open = match OPEN.try_lock() {
+            Ok(open) => open,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+        };
+        *open = false;
+        return;
     }
 }

@@ -111,6 +111,22 @@ async def test_the_loop_is_not_blocked(greedy):
     assert lags[int(len(lags) * 0.9)] < 0.020
 
 
+PROGRAM = """
+import asyncio
+import candlewick as cw
+
+generator = cw.Generator(cw.Model.from_pretrained("candlewick/tiny"), max_new_tokens=4)
+asyncio.run(generator.agenerate("Once upon a time"))
+"""
+
+
+def test_a_program_ends_cleanly_after_its_last_token(run_python):
+    """The thread that wakes event loops may be at work when the interpreter ends."""
+    for _ in range(5):
+        done = run_python("-c", PROGRAM)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_one_model_serves_several_loops(greedy):
     expected = greedy.generate(PROMPT).text
     for _ in range(3):
