@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ._native import _Pending
+    from collections.abc import Awaitable
 
 
-async def finish(pending: _Pending) -> Any:
+class Pending(Protocol):
+    """Generations under way, as the compiled module hands them over."""
+
+    def future(self) -> Awaitable[Any]:
+        """Give a future of the running event loop that gets the result."""
+
+    def cancel(self) -> None:
+        """End all of them within one token."""
+
+
+async def finish(pending: Pending) -> Any:
     """Wait for generations under way; being cancelled cancels them.
 
     Args:

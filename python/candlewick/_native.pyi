@@ -1,0 +1,613 @@
+"""
+The compiled part of candlewick; use the names that `candlewick` exports.
+"""
+
+from _typeshed import SupportsGetItem
+from os import PathLike
+from typing import Any, Final, SupportsFloat, SupportsIndex, final
+
+__all__ = ["__version__", "DecodeStream", "Generation", "Generator", "Model", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
+
+__version__: Final[str]
+
+@final
+class DecodeStream:
+    """
+    Decodes a stream of token ids; the pieces together are the full decode.
+    """
+    def flush(self, /) -> str:
+        """
+        What was held back, now that nothing follows.
+        """
+    def step(self, /, id: SupportsIndex) -> str:
+        """
+        Text that became final with this id; may be empty.
+
+        Args:
+            id: The next token id.
+
+        Raises:
+            InvalidArgumentError: The id is not in the vocabulary.
+        """
+
+@final
+class Generation:
+    """
+    A finished generation.
+
+    Attributes:
+        text: The text, without a stop token or stop string.
+        token_ids: The generated ids, with the stop token.
+        finish_reason: ``"stop"``, ``"length"`` or ``"cancelled"``.
+        stop_reason: The token id or the stop string that ended it, or None.
+        prompt_tokens: Tokens of the prompt.
+        generated_tokens: Tokens generated.
+        cached_tokens: Tokens of the prompt whose keys and values were already there.
+        prompt_tokens_per_second: Speed of computing the rest of the prompt.
+        tokens_per_second: Speed of generating, after the first token.
+        time_to_first_token_s: Seconds from the request to its first token.
+        logprobs: For each token ``(logprob, [(token_id, logprob), ...])`` where asked for, else None.
+        adapter: Name of the adapter it used, or None.
+    """
+    def __getnewargs__(self, /) -> tuple: ...
+    def __new__(cls, /, text: str, token_ids: SupportsGetItem[int, SupportsIndex], finish_reason: str, stop_reason: SupportsIndex | str | None, prompt_tokens: SupportsIndex, cached_tokens: SupportsIndex, speeds: tuple[SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex, SupportsFloat | SupportsIndex], logprobs: SupportsGetItem[int, tuple[SupportsFloat | SupportsIndex, SupportsGetItem[int, tuple[SupportsIndex, SupportsFloat | SupportsIndex]]]] | None, adapter: str | None) -> Generation: ...
+    def __repr__(self, /) -> str: ...
+    def __str__(self, /) -> str: ...
+    @property
+    def adapter(self, /) -> str | None:
+        """
+        Name of the adapter.
+        """
+    @property
+    def cached_tokens(self, /) -> int:
+        """
+        Tokens of the prompt that were reused.
+        """
+    @property
+    def finish_reason(self, /) -> str:
+        """
+        Why it ended.
+        """
+    @property
+    def generated_tokens(self, /) -> int:
+        """
+        Tokens generated.
+        """
+    @property
+    def logprobs(self, /) -> list[tuple[float, list[tuple[int, float]]]] | None:
+        """
+        Log-probabilities where asked for.
+        """
+    @property
+    def prompt_tokens(self, /) -> int:
+        """
+        Tokens of the prompt.
+        """
+    @property
+    def prompt_tokens_per_second(self, /) -> float:
+        """
+        Speed of computing the prompt.
+        """
+    @property
+    def stop_reason(self, /) -> int | str | None:
+        """
+        What ended it.
+        """
+    @property
+    def text(self, /) -> str:
+        """
+        The text.
+        """
+    @property
+    def time_to_first_token_s(self, /) -> float:
+        """
+        Seconds to the first token.
+        """
+    @property
+    def token_ids(self, /) -> list[int]:
+        """
+        The generated ids.
+        """
+    @property
+    def tokens_per_second(self, /) -> float:
+        """
+        Speed of generating.
+        """
+
+@final
+class Generator:
+    """
+    Generates text with a model.
+
+    Every keyword can be given here and again with each call, where it wins. None means the model's
+    ``generation_config.json``, else greedy decoding. Penalties, bias, temperature, top_k, top_p and min_p apply in
+    this order, as in transformers.
+
+    Args:
+        model: The model.
+        max_new_tokens: The most tokens to generate.
+        temperature: Divides the logits; 0 is greedy.
+        top_k: Sample from this many most probable tokens; 0 is off.
+        top_p: Sample from the smallest set of tokens that has this probability; 1 is off.
+        min_p: Sample from tokens at least this probable relative to the best; 0 is off.
+        repetition_penalty: Above 1 discourages tokens of prompt and output, once each.
+        presence_penalty: Subtracted from the logits of tokens of the output.
+        frequency_penalty: Subtracted from them once for each occurrence.
+        logit_bias: Added to the logits, by token id.
+        seed: Makes sampling repeatable, whatever else runs at the same time.
+        stop: A string, or several, that end the text before them.
+        stop_token_ids: Further ids that end the text.
+        ignore_eos: Whether to go on after an end-of-sequence token.
+        logprobs: How many of the most probable tokens to report with each one.
+        adapter: Name of a registered adapter; None is the active one, False the bare model.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> generator = cw.Generator(cw.Model.from_pretrained("candlewick/tiny"), max_new_tokens=6)
+        >>> generator.generate("Once upon a time").generated_tokens
+        6
+    """
+    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Generator: ...
+    def __repr__(self, /) -> str: ...
+    def agenerate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
+        """
+        As ``generate``, for ``await``; the event loop is never blocked.
+
+        Args:
+            prompt: As for ``generate``.
+            max_new_tokens: As for the class, like all keywords that follow.
+            temperature: As for the class.
+            top_k: As for the class.
+            top_p: As for the class.
+            min_p: As for the class.
+            repetition_penalty: As for the class.
+            presence_penalty: As for the class.
+            frequency_penalty: As for the class.
+            logit_bias: As for the class.
+            seed: As for the class.
+            stop: As for the class.
+            stop_token_ids: As for the class.
+            ignore_eos: As for the class.
+            logprobs: As for the class.
+            adapter: As for ``generate``.
+
+        Returns:
+            A coroutine that gives a ``Generation``, or a list of them. Cancelling it cancels the generation.
+        """
+    def generate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
+        """
+        Generates to the end.
+
+        Args:
+            prompt: A text, a list of token ids, or a list of messages ``{"role": ..., "content": ...}``; or a list of
+                such prompts, which are computed together.
+            max_new_tokens: As for the class, like all keywords that follow.
+            temperature: As for the class.
+            top_k: As for the class.
+            top_p: As for the class.
+            min_p: As for the class.
+            repetition_penalty: As for the class.
+            presence_penalty: As for the class.
+            frequency_penalty: As for the class.
+            logit_bias: As for the class.
+            seed: As for the class.
+            stop: As for the class.
+            stop_token_ids: As for the class.
+            ignore_eos: As for the class.
+            logprobs: As for the class.
+            adapter: As for the class; a list of prompts may come with a list of names.
+
+        Returns:
+            A ``Generation``, or a list of them in the order of the prompts.
+
+        Raises:
+            InvalidArgumentError: A keyword or the prompt is out of range.
+            ContextLengthError: The prompt leaves no room for a token.
+            OutOfMemoryError: The request would exceed the model's ``memory_limit_bytes``.
+        """
+    @property
+    def model(self, /) -> Model:
+        """
+        The model.
+        """
+    def stream(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> TokenStream:
+        """
+        Generates token by token.
+
+        Args:
+            prompt: A text, a list of token ids, or a list of messages.
+            max_new_tokens: As for the class, like all keywords that follow.
+            temperature: As for the class.
+            top_k: As for the class.
+            top_p: As for the class.
+            min_p: As for the class.
+            repetition_penalty: As for the class.
+            presence_penalty: As for the class.
+            frequency_penalty: As for the class.
+            logit_bias: As for the class.
+            seed: As for the class.
+            stop: As for the class.
+            stop_token_ids: As for the class.
+            ignore_eos: As for the class.
+            logprobs: As for the class.
+            adapter: As for the class.
+
+        Returns:
+            A ``TokenStream``, for ``for`` as well as ``async for``.
+
+        Raises:
+            InvalidArgumentError: A keyword or the prompt is out of range.
+            ContextLengthError: The prompt leaves no room for a token.
+        """
+
+@final
+class Model:
+    """
+    A language model with its tokenizer and configuration.
+
+    Models are immutable: any number of threads, tasks and generators may share one.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> model = cw.Model.from_pretrained("candlewick/tiny")
+        >>> model.architecture
+        'qwen2'
+        >>> model.logits([1, 2, 3]).shape == (3, model.vocab_size)
+        True
+    """
+    def __enter__(self, /) -> Model: ...
+    def __exit__(self, /, *_exc) -> None: ...
+    def __reduce__(self, /) -> Any: ...
+    def __repr__(self, /) -> str: ...
+    def _repr_html_(self, /) -> str: ...
+    @property
+    def architecture(self, /) -> str:
+        """
+        The ``model_type`` of the configuration.
+        """
+    def close(self, /) -> None:
+        """
+        Gives the memory back once no generation uses the model any more. Closing twice does nothing.
+        """
+    @property
+    def config(self, /) -> dict:
+        """
+        ``config.json`` as read.
+        """
+    @property
+    def context_length(self, /) -> int:
+        """
+        The longest sequence in tokens.
+        """
+    @property
+    def device(self, /) -> str:
+        """
+        The device of the weights, such as ``"cpu"``.
+        """
+    @property
+    def dtype(self, /) -> str:
+        """
+        The dtype of the weights, such as ``"bfloat16"``.
+        """
+    @staticmethod
+    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Model:
+        """
+        Loads a model.
+
+        Args:
+            source: A directory in Hugging Face layout, a hub id such as ``"Qwen/Qwen2.5-0.5B-Instruct"``, a ``.gguf``
+                file, ``"org/name:file.gguf"``, or ``"candlewick/tiny"``, which is bundled and works offline.
+            device: ``"auto"``, ``"cpu"``, ``"metal"``, ``"cuda"`` or ``"cuda:N"``.
+            dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            quantize: None, or the name of a weight format to convert to while loading.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where downloads are kept, instead of the hub's standard cache.
+            token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
+            local_files_only: Never touch the network.
+            memory_limit_bytes: Refuse work that would need more than this for weights and caches.
+            show_progress_bar: Whether to show downloads; None means if the logger shows INFO.
+
+        Returns:
+            The model.
+
+        Raises:
+            ModelNotFoundError: Neither disk nor hub has it.
+            UnsupportedModelError: Its architecture is not among those that candlewick has.
+            ConfigError: A configuration field cannot be honoured.
+            CheckpointError: Tensors are missing, malformed or of the wrong shape.
+            DeviceError: The device is not there.
+            OutOfMemoryError: The weights alone exceed ``memory_limit_bytes``.
+        """
+    @property
+    def generation_defaults(self, /) -> dict:
+        """
+        ``generation_config.json`` as read, or an empty dict.
+        """
+    def hidden_states(self, /, input_ids: Any) -> Any:
+        """
+        Hidden states of every position after the last norm.
+
+        Args:
+            input_ids: One list of token ids, or a list of such lists of any lengths.
+
+        Returns:
+            A float32 array ``[seq, hidden]``, or a list of such arrays.
+
+        Raises:
+            InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
+            ContextLengthError: A list is longer than ``context_length``.
+        """
+    def logits(self, /, input_ids: Any) -> Any:
+        """
+        Logits of every position.
+
+        Args:
+            input_ids: One list of token ids, or a list of such lists of any lengths.
+
+        Returns:
+            A float32 array ``[seq, vocab]``, or a list of such arrays.
+
+        Raises:
+            InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
+            ContextLengthError: A list is longer than ``context_length``.
+        """
+    @property
+    def num_parameters(self, /) -> int:
+        """
+        Number of parameters; tied ones count once.
+        """
+    @property
+    def size_in_bytes(self, /) -> int:
+        """
+        Bytes that the weights take in memory.
+        """
+    @property
+    def source(self, /) -> str:
+        """
+        What the model was loaded from.
+        """
+    @property
+    def tokenizer(self, /) -> Tokenizer:
+        """
+        The tokenizer.
+
+        Raises:
+            ModelNotFoundError: The checkpoint came without one.
+        """
+    @property
+    def vocab_size(self, /) -> int:
+        """
+        Number of different tokens the model can give.
+        """
+
+@final
+class StreamToken:
+    """
+    One generated token.
+
+    Attributes:
+        token_id: The token's id.
+        text: Text that became final with it; may be empty, and may hold text of earlier tokens.
+        index: Counts from 0.
+        logit: The logit as the model gave it.
+        probability: Probability in the distribution sampled from.
+        logprob: Natural logarithm of the probability.
+        top_logprobs: The most probable tokens as ``(token_id, logprob)``, best first, where asked for.
+        is_eos: Whether it is one of the model's end-of-sequence tokens.
+        finish_reason: ``"stop"`` or ``"length"`` on the last token, else None.
+    """
+    def __repr__(self, /) -> str: ...
+    def __str__(self, /) -> str: ...
+    @property
+    def finish_reason(self, /) -> str | None:
+        """
+        Set on the last token.
+        """
+    @property
+    def index(self, /) -> int:
+        """
+        Counts from 0.
+        """
+    @property
+    def is_eos(self, /) -> bool:
+        """
+        Whether it is an end-of-sequence token.
+        """
+    @property
+    def logit(self, /) -> float:
+        """
+        The logit as the model gave it.
+        """
+    @property
+    def logprob(self, /) -> float:
+        """
+        Natural logarithm of the probability.
+        """
+    @property
+    def probability(self, /) -> float:
+        """
+        Probability in the distribution sampled from.
+        """
+    @property
+    def text(self, /) -> str:
+        """
+        Text that became final with it.
+        """
+    @property
+    def token_id(self, /) -> int:
+        """
+        The token's id.
+        """
+    @property
+    def top_logprobs(self, /) -> list[tuple[int, float]]:
+        """
+        The most probable tokens, best first.
+        """
+
+@final
+class TokenStream:
+    """
+    The tokens of one generation, as they come: an iterator and an async iterator.
+
+    Leaving early (``close()``, ``aclose()``, the end of a ``with`` block, or dropping it) cancels the generation
+    within one token. ``"".join(token.text for token in stream)`` is the whole text.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> generator = cw.Generator(cw.Model.from_pretrained("candlewick/tiny"), max_new_tokens=5)
+        >>> stream = generator.stream("Once upon a time")
+        >>> text = "".join(token.text for token in stream)
+        >>> text == stream.result.text
+        True
+    """
+    def __aenter__(self, /) -> Any: ...
+    def __aexit__(self, /, *_exc) -> Any: ...
+    def __aiter__(self, /) -> TokenStream: ...
+    def __anext__(self, /) -> Any: ...
+    def __enter__(self, /) -> TokenStream: ...
+    def __exit__(self, /, *_exc) -> None: ...
+    def __iter__(self, /) -> TokenStream: ...
+    def __next__(self, /) -> StreamToken: ...
+    def __repr__(self, /) -> str: ...
+    def _advance(self, /, future: Any) -> None:
+        """
+        Called by the event loop when a token may have come.
+        """
+    def aclose(self, /) -> Any:
+        """
+        As ``close()``, for ``async with`` and ``contextlib.aclosing``.
+        """
+    def close(self, /) -> None:
+        """
+        Ends the generation within one token. Closing twice does nothing.
+        """
+    @property
+    def result(self, /) -> Generation:
+        """
+        The whole result, once the stream has ended or was closed.
+
+        Raises:
+            RuntimeError: The stream has not ended yet.
+        """
+
+@final
+class Tokenizer:
+    """
+    Text to token ids and back, with the model's chat template.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> tokenizer = cw.Model.from_pretrained("candlewick/tiny").tokenizer
+        >>> tokenizer.decode(tokenizer.encode("Once upon a time"))
+        'Once upon a time'
+    """
+    def __len__(self, /) -> int: ...
+    def __repr__(self, /) -> str: ...
+    def apply_chat_template(self, /, messages: Any, *, add_generation_prompt: bool = True, tools: Any | None = None, tokenize: bool = False, **template_kwargs) -> Any:
+        """
+        Renders a conversation as the model was trained to read it.
+
+        Args:
+            messages: A list of ``{"role": ..., "content": ...}``.
+            add_generation_prompt: Whether to end with the beginning of an assistant turn.
+            tools: JSON schemas of functions that the model may call.
+            tokenize: Whether to return token ids instead of text.
+            **template_kwargs: Further variables of the template, such as ``enable_thinking``.
+
+        Returns:
+            The text, or its token ids.
+
+        Raises:
+            InvalidArgumentError: There is no template, or it refuses the messages.
+        """
+    @property
+    def bos_token_id(self, /) -> int | None:
+        """
+        The id of the token that begins a text, or None.
+        """
+    @property
+    def chat_template(self, /) -> str | None:
+        """
+        The source of the chat template, or None.
+        """
+    def decode(self, /, ids: Any, *, skip_special_tokens: bool = True) -> str:
+        """
+        The text of token ids.
+
+        Args:
+            ids: Token ids.
+            skip_special_tokens: Whether to leave out tokens such as the end of a text.
+
+        Returns:
+            The text; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            InvalidArgumentError: An id is not in the vocabulary.
+        """
+    def decode_stream(self, /, *, skip_special_tokens: bool = True) -> DecodeStream:
+        """
+        A decoder that takes one id at a time and never breaks a character.
+
+        Args:
+            skip_special_tokens: Whether to leave out tokens such as the end of a text.
+
+        Examples:
+            >>> import candlewick as cw
+            >>> tokenizer = cw.Model.from_pretrained("candlewick/tiny").tokenizer
+            >>> stream = tokenizer.decode_stream()
+            >>> "".join(stream.step(i) for i in tokenizer.encode("a cat")) + stream.flush()
+            'a cat'
+        """
+    def encode(self, /, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """
+        Token ids of a text.
+
+        Args:
+            text: The text; may be empty.
+            add_special_tokens: Whether to add what the model expects around a text, such as a first token.
+
+        Returns:
+            The ids.
+        """
+    def encode_batch(self, /, texts: SupportsGetItem[int, str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """
+        Token ids of several texts, computed in parallel.
+
+        Args:
+            texts: The texts.
+            add_special_tokens: As for ``encode``.
+
+        Returns:
+            One list of ids for each text, not padded.
+        """
+    @property
+    def eos_token_ids(self, /) -> list[int]:
+        """
+        The ids that end a generation.
+        """
+    def id_to_token(self, /, id: SupportsIndex) -> str | None:
+        """
+        The vocabulary's spelling of an id, or None.
+        """
+    @property
+    def pad_token_id(self, /) -> int | None:
+        """
+        The id of the token that fills batches elsewhere, or None; candlewick does not pad.
+        """
+    def token_to_id(self, /, token: str) -> int | None:
+        """
+        The id of a token as the vocabulary spells it, or None.
+        """
+    @property
+    def vocab_size(self, /) -> int:
+        """
+        Number of tokens, added ones included.
+        """
+
+def _connect() -> None:
+    """
+    Sends logs to Python's `logging` and ends the threads that need Python before Python ends.
+
+    The package calls it once. It is no `#[pymodule_init]`, which would make the generated stub an incomplete one, in
+    which a type checker finds every name.
+    """
