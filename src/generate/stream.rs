@@ -86,6 +86,7 @@ pub struct Generation {
     /// Time from the first to the last token.
     pub generation_time: Duration,
     /// For each token its log-probability and the best ones, where asked for.
+    #[allow(clippy::type_complexity)] // A name would hide what a caller has to know.
     pub logprobs: Option<Vec<(f32, Vec<(u32, f32)>)>>,
     /// Name of the adapter it used.
     pub adapter: Option<String>,

@@ -153,7 +153,7 @@ impl<'a> Fields<'a> {
         }
         let head_dim = match (self.count("head_dim")?, default_head_dim) {
             (Some(dim), _) | (None, Some(dim)) => dim,
-            (None, None) if hidden % heads == 0 => hidden / heads,
+            (None, None) if hidden.is_multiple_of(heads) => hidden / heads,
             (None, None) => {
                 let reason = format!("got {hidden}, expected a multiple of num_attention_heads ({heads})");
                 return Err(self.error("hidden_size", reason));
@@ -188,7 +188,7 @@ impl<'a> Fields<'a> {
             None => (outer_theta, outer_partial),
         };
         let rotary_dim = (head_dim as f64 * partial) as usize;
-        if rotary_dim < 2 || rotary_dim > head_dim || rotary_dim % 2 != 0 {
+        if rotary_dim < 2 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
             return Err(
                 self.error("partial_rotary_factor", format!("rotates {rotary_dim} of {head_dim} dimensions"))
             );

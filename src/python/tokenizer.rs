@@ -147,9 +147,8 @@ impl Tokenizer {
         if let Some(variables) = template_kwargs
             && let serde_json::Value::Object(mut variables) = convert::from_python(variables.as_any())?
         {
-            let flag =
-                |value: Option<serde_json::Value>| value.and_then(|value| value.as_bool()).unwrap_or(false);
-            options.continue_final_message = flag(variables.remove("continue_final_message"));
+            let flag = variables.remove("continue_final_message");
+            options.continue_final_message = flag.and_then(|value| value.as_bool()).unwrap_or(false);
             if let Some(serde_json::Value::String(template)) = variables.remove("chat_template") {
                 options.template = Some(template);
             }

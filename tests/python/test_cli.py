@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 
 import pytest
@@ -33,7 +34,7 @@ def test_demo_is_the_same_every_time(run_python):
 def test_the_command_is_installed():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="candlewick")
     assert script.load() is cli.main
-    assert shutil.which("candlewick")
+    assert shutil.which("candlewick", path=sysconfig.get_path("scripts"))
 
 
 def test_version(run_python):
