@@ -20,6 +20,8 @@ pub struct LoadOptions {
     pub device: String,
     /// `"auto"` (the checkpoint's), `"float32"`, `"bfloat16"` or `"float16"`.
     pub dtype: String,
+    /// The quantised format to convert matrices to while loading; see [`Model::quantize`](super::Model::quantize).
+    pub quantize: Option<String>,
     /// A limit on weights, caches and activations in bytes.
     pub memory_limit_bytes: Option<u64>,
     /// The directory of `candlewick/tiny`, where it is not in the source tree.
@@ -33,6 +35,7 @@ impl Default for LoadOptions {
         Self {
             device: "auto".into(),
             dtype: "auto".into(),
+            quantize: None,
             memory_limit_bytes: None,
             bundled: None,
             hub: HubOptions::default(),

@@ -7,7 +7,7 @@ use candle_core::DType;
 use super::Model;
 use crate::Result;
 use crate::nn::{AdapterSet, Embedding, Linear};
-use crate::weight::{DenseWeight, Format, Weight};
+use crate::weight::{Format, Weight, hold};
 
 impl Model {
     /// The model that computes without an adapter what this one computes with it; untouched weights are shared.
@@ -28,7 +28,7 @@ impl Model {
                 _ => fallback,
             };
             let weight = layer.merged(base.as_ref())?.to_dtype(dtype)?;
-            Ok(Some(Arc::new(DenseWeight::new(weight)?)))
+            Ok(Some(hold(&weight)?))
         };
         let mut linear = |old: &Linear| -> Result<Option<Linear>> {
             let (Some(weight), Some(layer)) = (merged(old.path(), old.weight())?, adapter.get(old.path()))

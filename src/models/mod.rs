@@ -7,6 +7,7 @@ mod load;
 mod merge;
 mod mistral;
 mod model;
+mod quantize;
 mod qwen2;
 mod qwen3;
 

@@ -9,11 +9,12 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use super::load::{Checkpoint, LoadOptions};
+use super::quantize::Recipe;
 use super::{Fields, architecture};
 use crate::batch::Batch;
 use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, KvCache, KvLayout, Linear, Pass};
 use crate::tokenizer::Tokenizer;
-use crate::weight::{Loader, TensorInfo, TensorSource};
+use crate::weight::{BlockFormat, Format, Loader, Quantize, TensorSource, Weight};
 use crate::{Error, Result, device};
 
 /// Tokens of one pass outside of generation.
@@ -77,11 +78,17 @@ impl Model {
         let dtype = checkpoint.dtype(&options.dtype, &device)?;
         // A GGUF file has chosen a format for every matrix; one type for all is only made when it is asked for.
         let as_stored = checkpoint.gguf.is_some() && options.dtype == "auto";
-        check_memory(checkpoint.tensors.as_ref(), (!as_stored).then_some(dtype), options.memory_limit_bytes)?;
+        let recipe = options.quantize.as_deref().map(|name| Recipe::named(name, &shape)).transpose()?;
+        if let Some(limit) = options.memory_limit_bytes {
+            check_memory(checkpoint.tensors.as_ref(), (!as_stored).then_some(dtype), recipe.as_ref(), limit)?;
+        }
         let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
         let loader = Loader::new(checkpoint.tensors.as_ref(), &device, dtype)
             .with_cancel(options.hub.cancel.clone())
-            .with_formats_of_the_file(as_stored);
+            .with_formats_of_the_file(as_stored)
+            .with_quantization(
+                recipe.map(|recipe| -> Box<Quantize> { Box::new(move |name, inn| recipe.choose(name, inn)) }),
+            );
         let decoder = build(loader, &shape, dtype)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -190,13 +197,25 @@ impl Model {
         self.inner.dtype
     }
 
-    /// The dtype's usual name, such as `"bfloat16"`.
+    /// What most weights are stored as: a dtype's usual name such as `"bfloat16"`, or a format's such as `"q4_0"`.
     pub fn dtype_name(&self) -> &'static str {
-        match self.inner.dtype {
-            DType::BF16 => "bfloat16",
-            DType::F16 => "float16",
-            _ => "float32",
+        let mut counts: HashMap<Format, usize> = HashMap::new();
+        let mut count = |weight: &Arc<dyn Weight>| {
+            let (out, inn) = weight.shape();
+            *counts.entry(weight.format()).or_default() += out * inn;
+        };
+        self.inner.decoder.linears(&mut |linear: &Linear| count(linear.weight()));
+        count(self.inner.decoder.embedding().weight());
+        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(format, _)| format);
+        match most.and_then(BlockFormat::of) {
+            Some(format) => format.name,
+            None => plain_name(self.inner.dtype),
         }
+    }
+
+    /// The shape of its parts.
+    pub(super) fn shape(&self) -> &DecoderConfig {
+        &self.inner.shape
     }
 
     /// The longest sequence in tokens.
@@ -417,6 +436,15 @@ impl Model {
     }
 }
 
+/// A dtype's usual name.
+fn plain_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    }
+}
+
 fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder> {
     let root = loader.root();
     let backbone = if root.contains("model.embed_tokens.weight") || !root.contains("embed_tokens.weight") {
@@ -434,17 +462,26 @@ fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder>
 }
 
 /// Refuses a model whose weights alone exceed the limit, before any is read; without a dtype they stay as stored.
-fn check_memory(tensors: &dyn TensorSource, dtype: Option<DType>, limit: Option<u64>) -> Result<()> {
-    let Some(limit_bytes) = limit else { return Ok(()) };
-    let bytes = |info: TensorInfo| {
+fn check_memory(
+    tensors: &dyn TensorSource,
+    dtype: Option<DType>,
+    recipe: Option<&Recipe>,
+    limit_bytes: u64,
+) -> Result<()> {
+    let bytes = |name: String| -> Option<u64> {
+        let info = tensors.info(&name)?;
         let elements = info.shape.iter().product::<usize>() as u64;
-        match dtype {
+        let chosen = match info.shape.as_slice() {
+            [_, inn] => recipe.and_then(|recipe| recipe.choose(&name, *inn)),
+            _ => None,
+        };
+        let format = chosen.map_or(info.format, |chosen| chosen.format);
+        Some(match dtype.filter(|_| chosen.is_none()) {
             Some(dtype) => elements * dtype.size_in_bytes() as u64,
-            None => elements / info.format.block_elements() as u64 * info.format.block_bytes() as u64,
-        }
+            None => elements / format.block_elements() as u64 * format.block_bytes() as u64,
+        })
     };
-    let names = tensors.names();
-    let needed_bytes = names.iter().filter_map(|name| tensors.info(name)).map(bytes).sum();
+    let needed_bytes = tensors.names().into_iter().filter_map(bytes).sum();
     if needed_bytes > limit_bytes {
         return Err(Error::OutOfMemory { what: "the model's weights".into(), needed_bytes, limit_bytes });
     }

@@ -120,6 +120,12 @@ impl Attention {
         [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj]
     }
 
+    /// The norms on heads, by name.
+    pub(super) fn norms(&self) -> impl Iterator<Item = (&'static str, &RmsNorm)> {
+        let pair = self.norms.iter();
+        pair.flat_map(|(q, k)| [("self_attn.q_norm", q), ("self_attn.k_norm", k)])
+    }
+
     pub(super) fn norm_parameters(&self) -> usize {
         self.norms.as_ref().map_or(0, |(q, k)| q.weight().elem_count() + k.weight().elem_count())
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::Result;
 use crate::kernels::gated_act::Activation;
-use crate::weight::Scope;
+use crate::weight::{Scope, Weight};
 
 /// What distinguishes one decoder from another.
 #[derive(Debug, Clone)]
@@ -64,6 +64,15 @@ impl Block {
         let (x, normed) = self.post_attention_layernorm.forward_add(&attended, x)?;
         Ok((x + self.mlp.forward(&normed, pass)?)?)
     }
+}
+
+/// A stored part of a model.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    /// A matrix, in whichever format.
+    Matrix(&'a Arc<dyn Weight>),
+    /// A norm's weight or a bias.
+    Vector(&'a Tensor),
 }
 
 /// Embedding, layers, final norm, and the head where the checkpoint is a language model.
@@ -185,6 +194,30 @@ impl Decoder {
             new.embed_tokens = replacement;
         }
         Ok(new)
+    }
+
+    /// Every stored part under its name in a checkpoint; a tied head is not repeated.
+    pub fn parts(&self) -> Vec<(String, Part<'_>)> {
+        let table = &self.embed_tokens;
+        let prefix = table.path().strip_suffix("embed_tokens").unwrap_or_default();
+        let mut parts = vec![
+            (format!("{}.weight", table.path()), Part::Matrix(table.weight())),
+            (format!("{prefix}norm.weight"), Part::Vector(self.norm.weight())),
+        ];
+        for (index, block) in self.layers.iter().enumerate() {
+            let own = [
+                ("input_layernorm", &block.input_layernorm),
+                ("post_attention_layernorm", &block.post_attention_layernorm),
+            ];
+            for (name, norm) in own.into_iter().chain(block.self_attn.norms()) {
+                parts.push((format!("{prefix}layers.{index}.{name}.weight"), Part::Vector(norm.weight())));
+            }
+        }
+        self.linears(&mut |linear| {
+            parts.push((format!("{}.weight", linear.path()), Part::Matrix(linear.weight())));
+            parts.extend(linear.bias().map(|bias| (format!("{}.bias", linear.path()), Part::Vector(bias))));
+        });
+        parts
     }
 
     /// Whether the head is the embedding.

@@ -15,7 +15,7 @@ mod rope;
 
 pub use adapter::{Adapter, AdapterPlan, AdapterSet};
 pub use attention::{Attention, AttentionConfig};
-pub use decoder::{Decoder, DecoderConfig};
+pub use decoder::{Decoder, DecoderConfig, Part};
 pub use embedding::Embedding;
 pub use kv_cache::{KvCache, KvLayout};
 pub use linear::Linear;

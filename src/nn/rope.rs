@@ -110,6 +110,11 @@ impl Rope {
         Self { config, inv_freq }
     }
 
+    /// The angle per position of each pair of dimensions, for sequences of the trained length.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.inv_freq
+    }
+
     /// Which dimensions form a pair.
     pub fn style(&self) -> RopeStyle {
         self.config.style

@@ -149,18 +149,11 @@ impl Model {
             local_files_only,
             memory_limit_bytes,
         };
-        if let Some(format) = &opened.quantize {
-            return Err(Error::argument(
-                "quantize",
-                format!("{format:?}"),
-                "None; this version stores weights as they are",
-            )
-            .into());
-        }
         let downloads = Downloads::default();
         let options = LoadOptions {
             device: opened.device.clone(),
             dtype: opened.dtype.clone(),
+            quantize: opened.quantize.clone(),
             memory_limit_bytes,
             bundled: Some(bundled_directory(py)?),
             hub: HubOptions { revision, cache_dir, token, local_files_only, ..HubOptions::default() },

@@ -1,11 +1,12 @@
 //! A matrix stored as a plain f32, f16 or bf16 tensor on its device.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
-use super::{Format, Weight};
+use super::{Format, PackedWeight, Weight};
 use crate::{Error, Result, kernels};
 
 /// A plain tensor `[out, in]`.
@@ -62,6 +63,19 @@ impl Weight for DenseWeight {
     fn stored(&self) -> Result<Cow<'_, [u8]>> {
         Ok(Cow::Owned(to_bytes(&self.tensor)?.1))
     }
+}
+
+/// Holds a plain matrix `[out, in]` as its device multiplies it, in its own dtype.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for other dtypes than f32, f16 and bf16.
+pub fn hold(matrix: &Tensor) -> Result<Arc<dyn Weight>> {
+    if !matrix.device().is_cpu() {
+        return Ok(Arc::new(DenseWeight::new(matrix.clone())?));
+    }
+    let (_, inn) = matrix.dims2()?;
+    let (format, bytes) = to_bytes(matrix)?;
+    Ok(Arc::new(PackedWeight::new(format, &bytes, inn)?))
 }
 
 /// The values of a plain tensor, row-major and little endian.

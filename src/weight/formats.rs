@@ -4,7 +4,6 @@ use candle_core::quantized::GgmlDType;
 
 use super::Format;
 use super::blocks::{self, Decode};
-use crate::{Error, Result};
 
 /// One format of values in blocks that share a scale.
 #[derive(Debug)]
@@ -54,17 +53,9 @@ impl BlockFormat {
         FORMATS.iter().find(|entry| entry.format == format)
     }
 
-    /// The entry of a name that weights can be converted to.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] with all such names.
-    pub fn named(name: &str) -> Result<&'static Self> {
-        let mut known = FORMATS.iter().filter(|entry| entry.encoder.is_some());
-        known.find(|entry| entry.name == name).ok_or_else(|| {
-            let names = FORMATS.iter().filter(|entry| entry.encoder.is_some()).map(|entry| entry.name);
-            let names: Vec<String> = names.map(|name| format!("{name:?}")).collect();
-            Error::argument("quantize", format!("{name:?}"), format!("one of {}", names.join(", ")))
-        })
+    /// Whether weights can be converted to this format.
+    pub fn can_be_written(&self) -> bool {
+        self.encoder.is_some()
     }
 
     /// This format, or the one that takes its place for rows of `inn` values; `None` where no block fits.

@@ -7,7 +7,7 @@ use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 
 use super::formats::BlockFormat;
-use super::{Format, Weight};
+use super::{DenseWeight, Format, Weight};
 use crate::kernels::cpu::pool;
 use crate::kernels::decoded::{Rows, decoded_linear};
 use crate::{Error, Result};
@@ -72,6 +72,16 @@ impl GgmlWeight {
         let matrix = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let quantized = QTensor::quantize(&matrix, encoder)?;
         Self::new(format.format, &quantized.data()?, inn)
+    }
+}
+
+impl GgmlWeight {
+    /// This matrix where activations of `dtype` on `device` can meet it: itself on the CPU, plain values elsewhere.
+    pub fn on(self, device: &Device, dtype: DType) -> Result<Arc<dyn Weight>> {
+        if device.is_cpu() {
+            return Ok(Arc::new(self));
+        }
+        Ok(Arc::new(DenseWeight::new(self.dequantize(dtype)?.to_device(device)?)?))
     }
 }
 

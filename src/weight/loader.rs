@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{BlockFormat, DenseWeight, Format, GgmlWeight, PackedWeight, TensorSource, Weight, to_bytes};
+use super::{BlockFormat, DenseWeight, Format, GgmlWeight, PackedWeight, TensorSource, Weight, hold};
 use crate::{Error, Result, device};
 
 /// How many names of one kind an error message lists.
@@ -26,8 +26,8 @@ pub struct Loader<'a> {
     quantize: Option<Box<Quantize<'a>>>,
 }
 
-/// The format for a matrix of this name and shape `out`, `in`; `None` leaves it as it is.
-pub type Quantize<'a> = dyn Fn(&str, usize, usize) -> Option<&'static BlockFormat> + 'a;
+/// The format for a matrix of this name and `in` columns; `None` leaves it as it is.
+pub type Quantize<'a> = dyn Fn(&str, usize) -> Option<&'static BlockFormat> + 'a;
 
 impl<'a> Loader<'a> {
     /// A loader that stores matrices as `dtype` (f32, f16 or bf16) on `device`.
@@ -122,33 +122,25 @@ impl<'a> Loader<'a> {
     /// A matrix in the form that this loader holds matrices in.
     fn matrix(&self, name: &str, shape: [usize; 2], format: Format) -> Result<Arc<dyn Weight>> {
         self.check_cancelled()?;
-        let chosen = self.quantize.as_ref().and_then(|choose| choose(name, shape[0], shape[1]));
+        let chosen = self.quantize.as_ref().and_then(|choose| choose(name, shape[1]));
         if let Some(target) = chosen.filter(|target| target.format != format) {
             let matrix = GgmlWeight::quantize(&self.values(name, &shape, format)?, target)?;
-            return self.placed(matrix);
+            return matrix.on(&self.device, self.dtype);
         }
         if format.is_quantized() && (self.as_stored || chosen.is_some()) {
-            return self.placed(GgmlWeight::new(format, &self.source.bytes(name)?, shape[1])?);
+            let matrix = GgmlWeight::new(format, &self.source.bytes(name)?, shape[1])?;
+            return matrix.on(&self.device, self.dtype);
         }
         let own = if self.as_stored { plain_dtype(format) } else { None };
         let dtype = own.unwrap_or(self.dtype);
         if !self.device.is_cpu() {
-            return Ok(Arc::new(DenseWeight::new(self.plain(name, &shape, format, self.dtype)?)?));
+            return hold(&self.plain(name, &shape, format, self.dtype)?);
         }
         // Packed straight from the file where its type is the one asked for.
         if plain_dtype(format) == Some(dtype) {
             return Ok(Arc::new(PackedWeight::new(format, &self.source.bytes(name)?, shape[1])?));
         }
-        let (format, bytes) = to_bytes(&self.plain(name, &shape, format, dtype)?)?;
-        Ok(Arc::new(PackedWeight::new(format, &bytes, shape[1])?))
-    }
-
-    /// A quantised matrix on the loader's device.
-    fn placed(&self, matrix: GgmlWeight) -> Result<Arc<dyn Weight>> {
-        if self.device.is_cpu() {
-            return Ok(Arc::new(matrix));
-        }
-        Ok(Arc::new(DenseWeight::new(matrix.dequantize(self.dtype)?.to_device(&self.device)?)?))
+        hold(&self.plain(name, &shape, format, dtype)?)
     }
 
     fn check_cancelled(&self) -> Result<()> {

@@ -16,7 +16,7 @@ use std::fmt::Debug;
 
 use candle_core::{DType, Tensor};
 
-pub use dense::{DenseWeight, to_bytes};
+pub use dense::{DenseWeight, hold, to_bytes};
 pub use formats::{BlockFormat, FORMATS};
 pub use ggml::GgmlWeight;
 pub use loader::{Loader, Quantize, Scope};

@@ -13,5 +13,6 @@ mod golden;
 mod hub;
 mod hub_server;
 mod layering;
+mod quantize;
 mod sampler;
 mod tokenizer;

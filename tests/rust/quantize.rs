@@ -1,0 +1,171 @@
+//! Quantised weights: the blocks of ggml, the values they stand for, products and gradients.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use candlewick::weight::{BlockFormat, FORMATS, Format, GgmlWeight, Weight};
+use candlewick::{Error, LoadOptions, Model};
+
+use crate::gguf::golden;
+use crate::gguf_model::{difference, expected, load, prompts};
+
+fn fixture() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden("gguf/blocks.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Every format of the fixture with its weight; only `q8_k`, which no file uses, has no reference.
+fn weights() -> Vec<(&'static BlockFormat, GgmlWeight, Tensor)> {
+    let fixture = fixture();
+    let known = FORMATS.iter().filter(|format| format.format != Format::Q8K);
+    let weights = known.map(|format| {
+        let blocks = bytes(&fixture[&format!("{}.blocks", format.name)]);
+        let weight = GgmlWeight::new(format.format, &blocks, 512).unwrap();
+        (format, weight, fixture[&format!("{}.values", format.name)].clone())
+    });
+    weights.collect()
+}
+
+#[test]
+fn blocks_stand_for_the_values_of_the_reference() {
+    for (format, weight, expected) in weights() {
+        assert_eq!((weight.shape(), weight.format()), ((3, 512), format.format));
+        assert_eq!(values(&weight.dequantize(DType::F32).unwrap()), values(&expected), "{}", format.name);
+        let rows = weight.rows(&[2, 0, 2], DType::F32).unwrap();
+        let ids = Tensor::new(&[2u32, 0, 2], &Device::Cpu).unwrap();
+        assert_eq!(values(&rows), values(&expected.index_select(&ids, 0).unwrap()), "{}", format.name);
+        assert!(matches!(weight.rows(&[3], DType::F32), Err(Error::InvalidArgument { .. })));
+        assert_eq!(*weight.stored().unwrap(), bytes(&fixture()[&format!("{}.blocks", format.name)]));
+    }
+}
+
+#[test]
+fn legacy_formats_are_written_bit_for_bit_and_others_as_well_as_the_reference() {
+    let fixture = fixture();
+    let original = &fixture["values"];
+    let error = |decoded: &Tensor| -> f32 {
+        (decoded - original).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar().unwrap()
+    };
+    for format in FORMATS.iter().filter(|format| format.can_be_written()) {
+        let ours = GgmlWeight::quantize(original, format).unwrap();
+        let theirs = &fixture[&format!("{}.blocks", format.name)];
+        if format.format.block_elements() == 32 {
+            assert_eq!(*ours.stored().unwrap(), bytes(theirs), "{}", format.name);
+        }
+        let (ours, theirs) = (
+            error(&ours.dequantize(DType::F32).unwrap()),
+            error(&fixture[&format!("{}.values", format.name)]),
+        );
+        assert!(ours <= theirs * 1.05 + 1e-12, "{}: error {ours}, the reference's is {theirs}", format.name);
+    }
+}
+
+#[test]
+fn products_and_gradients_are_those_of_the_decoded_weight() {
+    for (format, weight, decoded) in weights() {
+        for tokens in [1, 2, 7] {
+            let numbers = (0..tokens * 512).map(|i| ((i * 7919 + 13) % 101) as f32 / 101.0 - 0.5);
+            let x = Tensor::from_iter(numbers, &Device::Cpu).unwrap().reshape((tokens, 512)).unwrap();
+            let x = Var::from_tensor(&x).unwrap();
+            let y = weight.matmul(&x).unwrap();
+            let expected = x.matmul(&decoded.t().unwrap()).unwrap();
+            let scale = values(&expected).into_iter().fold(0f32, |m, v| m.max(v.abs()));
+            // Activations may be rounded to eight bits on the way.
+            let worst = difference(&y.detach(), &expected.detach());
+            assert!(
+                worst <= 1e-2 * scale.max(0.1),
+                "{} with {tokens} tokens: {worst} of {scale}",
+                format.name
+            );
+            let slopes = Tensor::from_iter((0..tokens * 3).map(|i| i as f32 - 4.0), &Device::Cpu).unwrap();
+            let slopes = slopes.reshape((tokens, 3)).unwrap();
+            let gradient = |y: &Tensor| {
+                let grads = (y * &slopes).unwrap().sum_all().unwrap().backward().unwrap();
+                grads.get(&x).unwrap().detach()
+            };
+            let (ours, plain) = (gradient(&y), gradient(&expected));
+            assert!(difference(&ours, &plain) <= 1e-5, "{} with {tokens} tokens", format.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_whole_row_is_refused() {
+    for (format, bytes, inn) in [
+        (Format::Q8_0, 34, 33),
+        (Format::Q8_0, 35, 32),
+        (Format::Q4K, 144, 128),
+        (Format::F32, 128, 32),
+        (Format::Q8_0, 0, 0),
+    ] {
+        assert!(matches!(GgmlWeight::new(format, &vec![0; bytes], inn), Err(Error::InvalidArgument { .. })));
+    }
+    let narrow = Tensor::zeros((2, 96), DType::F32, &Device::Cpu).unwrap();
+    let format = BlockFormat::of(Format::Q4K).unwrap();
+    assert!(matches!(GgmlWeight::quantize(&narrow, format), Err(Error::InvalidArgument { .. })));
+}
+
+fn quantized(path: &str, format: &str) -> candlewick::Result<Model> {
+    let options =
+        LoadOptions { device: "cpu".into(), quantize: Some(format.into()), ..LoadOptions::default() };
+    Model::load(golden(path).to_str().unwrap(), &options)
+}
+
+#[test]
+fn loading_into_a_format_equals_converting_to_it() {
+    for name in ["qwen2/tied", "llama/bias"] {
+        let (plain, expected) = (load(name, "auto"), expected(name));
+        let prompts = prompts(&expected);
+        let mut last = f32::INFINITY;
+        for format in ["q4_0", "q5_1", "q8_0", "q4_k_m"] {
+            let (loaded, converted) = (quantized(name, format).unwrap(), plain.quantize(format).unwrap());
+            assert_eq!(loaded.size_in_bytes(), converted.size_in_bytes());
+            assert!(loaded.size_in_bytes() < plain.size_in_bytes(), "{name} {format}");
+            let (a, b) = (loaded.logits(&prompts, None).unwrap(), converted.logits(&prompts, None).unwrap());
+            assert!(a.iter().zip(&b).all(|(a, b)| difference(a, b) == 0.0), "{name} {format}");
+            let worst = a.iter().enumerate().map(|(i, a)| difference(a, &expected[&format!("logits_{i}")]));
+            let worst = worst.fold(0.0, f32::max);
+            assert!(worst > 0.0);
+            if format != "q4_k_m" {
+                assert!(worst < last, "{name} {format}: {worst}, with fewer bits {last}");
+                last = worst;
+            }
+        }
+        let largest = values(&expected["logits_0"]).into_iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(last < 0.1 * largest, "{name}: q8_0 differs by {last} of {largest}");
+    }
+}
+
+#[test]
+fn formats_have_names() {
+    let model = load("qwen2/tied", "auto");
+    for name in ["int4", "", "q9_0", "q8_k", "mxfp4"] {
+        let error = model.quantize(name).unwrap_err();
+        assert!(
+            matches!(&error, Error::InvalidArgument { allowed, .. } if allowed.contains("q4_k_m")),
+            "{error}"
+        );
+        assert!(quantized("qwen2/tied", name).is_err());
+    }
+    assert_eq!(model.quantize("Q8_0").unwrap().dtype_name(), "q8_0");
+    // Still the same numbers of a shared table and head.
+    assert_eq!(model.quantize("q8_0").unwrap().num_parameters(), model.num_parameters());
+    assert!(matches!(
+        Model::load(
+            golden("qwen2/tied").to_str().unwrap(),
+            &LoadOptions {
+                memory_limit_bytes: Some(10),
+                quantize: Some("q8_0".into()),
+                ..LoadOptions::default()
+            }
+        ),
+        Err(Error::OutOfMemory { .. })
+    ));
+}
