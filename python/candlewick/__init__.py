@@ -14,6 +14,9 @@ Nothing here prints; messages go to the logger ``candlewick``.
 import logging
 
 from ._native import (
+    Adapter,
+    AdapterInfo,
+    AdapterRegistry,
     DecodeStream,
     Generation,
     Generator,
@@ -41,7 +44,10 @@ from .errors import (
 )
 
 __all__ = [
+    "Adapter",
     "AdapterError",
+    "AdapterInfo",
+    "AdapterRegistry",
     "CandlewickError",
     "CheckpointError",
     "ConfigError",

@@ -104,6 +104,14 @@ pub fn resolve(model: &Model, choice: &AdapterChoice) -> Result<Option<Arc<Adapt
     name.map(|name| Ok(Arc::clone(&state.find(name)?.set))).transpose()
 }
 
+/// What `file` changes in `model`, without registering it.
+///
+/// # Errors
+/// [`Error::InvalidAdapter`] with a stable code.
+pub fn bound(model: &Model, file: &AdapterFile, name: &str) -> Result<Arc<AdapterSet>> {
+    Ok(bind(file, &Sites::of(model), name)?.set)
+}
+
 /// A handle on the adapters of one model.
 #[derive(Debug, Clone)]
 pub struct AdapterRegistry {

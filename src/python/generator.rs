@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyList};
+use pyo3::types::PyList;
 
 use super::convert;
 use super::enter::{POLL, enter};
 use super::model::Model;
 use super::notify;
+use super::registry::chosen;
 use super::results::Generation;
 use super::stream::{TokenStream, new_future};
 use crate::generate::{self, Event, GenerationOptions, Prompt};
@@ -141,8 +142,9 @@ impl Generator {
         prompts: usize,
         given: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Option<Arc<crate::nn::AdapterSet>>>> {
+        let model = self.model.get().get()?;
         let own = self.adapter.as_ref().map(|adapter| adapter.bind(py));
-        let choice = given.or(own);
+        let choice = given.filter(|given| !given.is_none()).or(own);
         if let Some(names) = choice.and_then(|choice| choice.cast::<PyList>().ok()) {
             if names.len() != prompts {
                 return Err(Error::argument(
@@ -152,23 +154,10 @@ impl Generator {
                 )
                 .into());
             }
-            return names.iter().map(|name| self.adapter_set(Some(&name))).collect();
+            return names.iter().map(|name| chosen(&model, Some(&name))).collect();
         }
-        let set = self.adapter_set(choice)?;
+        let set = chosen(&model, choice)?;
         Ok(vec![set; prompts])
-    }
-
-    fn adapter_set(&self, choice: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Arc<crate::nn::AdapterSet>>> {
-        match choice {
-            None => Ok(None),
-            Some(choice) if choice.is_none() => Ok(None),
-            Some(choice) if choice.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) => Ok(None),
-            Some(choice) => {
-                let name = choice.repr()?.to_string();
-                Err(Error::argument("adapter", name, "the name of a registered adapter, None or False")
-                    .into())
-            }
-        }
     }
 }
 

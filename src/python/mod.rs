@@ -8,6 +8,7 @@ mod errors;
 mod generator;
 mod model;
 mod notify;
+mod registry;
 mod results;
 mod stream;
 mod tokenizer;
@@ -25,6 +26,8 @@ mod _native {
     use super::generator::Generator;
     #[pymodule_export]
     use super::model::Model;
+    #[pymodule_export]
+    use super::registry::{Adapter, AdapterInfo, AdapterRegistry};
     #[pymodule_export]
     use super::results::{Generation, StreamToken};
     #[pymodule_export]

@@ -9,6 +9,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use super::convert;
 use super::enter::enter_long;
+use super::registry::{chosen, to_merge};
 use super::tokenizer::Tokenizer;
 use crate::checkpoint::{HubOptions, Progress};
 use crate::models::{self, LoadOptions};
@@ -75,14 +76,19 @@ impl Model {
         &self,
         py: Python<'py>,
         input_ids: &Bound<'py, PyAny>,
+        adapter: Option<&Bound<'py, PyAny>>,
         head: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (sequences, many) = convert::id_lists(input_ids)?;
         let model = self.get()?;
+        let adapter = chosen(&model, adapter)?;
         let cancelled =
             |flag: &std::sync::atomic::AtomicBool| flag.load(std::sync::atomic::Ordering::Relaxed);
-        let outputs =
-            enter_long(py, |flag| model.outputs(&sequences, None, head, &|| cancelled(flag)), |_| Ok(()))?;
+        let outputs = enter_long(
+            py,
+            |flag| model.outputs(&sequences, adapter.as_ref(), head, &|| cancelled(flag)),
+            |_| Ok(()),
+        )?;
         if many {
             let arrays =
                 outputs.iter().map(|tensor| convert::matrix(py, tensor)).collect::<PyResult<Vec<_>>>()?;
@@ -237,6 +243,7 @@ impl Model {
     ///
     /// Args:
     ///     input_ids: One list of token ids, or a list of such lists of any lengths.
+    ///     adapter: Name of a registered adapter; None is the active one, False the bare model.
     ///
     /// Returns:
     ///     A float32 array ``[seq, vocab]``, or a list of such arrays.
@@ -244,14 +251,21 @@ impl Model {
     /// Raises:
     ///     InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
     ///     ContextLengthError: A list is longer than ``context_length``.
-    fn logits<'py>(&self, py: Python<'py>, input_ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        self.outputs(py, input_ids, true)
+    #[pyo3(signature = (input_ids, *, adapter = None))]
+    fn logits<'py>(
+        &self,
+        py: Python<'py>,
+        input_ids: &Bound<'py, PyAny>,
+        adapter: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self.outputs(py, input_ids, adapter, true)
     }
 
     /// Hidden states of every position after the last norm.
     ///
     /// Args:
     ///     input_ids: One list of token ids, or a list of such lists of any lengths.
+    ///     adapter: Name of a registered adapter; None is the active one, False the bare model.
     ///
     /// Returns:
     ///     A float32 array ``[seq, hidden]``, or a list of such arrays.
@@ -259,12 +273,31 @@ impl Model {
     /// Raises:
     ///     InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
     ///     ContextLengthError: A list is longer than ``context_length``.
+    #[pyo3(signature = (input_ids, *, adapter = None))]
     fn hidden_states<'py>(
         &self,
         py: Python<'py>,
         input_ids: &Bound<'py, PyAny>,
+        adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.outputs(py, input_ids, false)
+        self.outputs(py, input_ids, adapter, false)
+    }
+
+    /// A model whose weights compute what this one computes with an adapter.
+    ///
+    /// Args:
+    ///     adapter: The name of a registered adapter, a directory of PEFT or mlx-lm, or an ``Adapter``.
+    ///
+    /// Returns:
+    ///     A new model; weights that the adapter does not touch are shared.
+    ///
+    /// Raises:
+    ///     AdapterError: The adapter cannot be applied as its files say.
+    fn merge(&self, py: Python<'_>, adapter: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let model = self.get()?;
+        let set = to_merge(py, &model, adapter)?;
+        let merged = enter_long(py, |_| model.merged(&set), |_| Ok(()))?;
+        Ok(Self { inner: Mutex::new(Some(merged)), opened: self.opened.clone() })
     }
 
     /// Gives the memory back once no generation uses the model any more. Closing twice does nothing.

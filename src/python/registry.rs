@@ -1,0 +1,360 @@
+//! `AdapterRegistry`, `AdapterInfo` and `Adapter`, and what an `adapter=` argument means.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyString, PyTuple};
+
+use super::enter::enter;
+use super::model::Model;
+use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile};
+use crate::{Error, Result, models, nn};
+
+/// An adapter in memory: its configuration and tensors, without a model.
+///
+/// A trainer gives one, ``AdapterRegistry.add`` takes one.
+#[pyclass(frozen, module = "candlewick")]
+pub(super) struct Adapter {
+    file: Arc<AdapterFile>,
+}
+
+impl Adapter {
+    /// Wraps an adapter of the core.
+    #[allow(dead_code)] // The trainer's bindings make them.
+    pub(super) fn new(file: AdapterFile) -> Self {
+        Self { file: Arc::new(file) }
+    }
+}
+
+#[pymethods]
+impl Adapter {
+    /// Reads an adapter from a directory of PEFT or mlx-lm.
+    ///
+    /// Args:
+    ///     directory: The directory.
+    ///
+    /// Returns:
+    ///     The adapter.
+    ///
+    /// Raises:
+    ///     AdapterError: The files ask for something that cannot be honoured.
+    #[staticmethod]
+    fn load(py: Python<'_>, directory: PathBuf) -> PyResult<Self> {
+        Ok(Self { file: Arc::new(enter(py, || AdapterFile::read(&directory))?) })
+    }
+
+    /// Writes ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them.
+    ///
+    /// Args:
+    ///     directory: Where to; it is made if it is not there.
+    fn save(&self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
+        enter(py, || self.file.write(&directory))
+    }
+
+    /// Columns of the low-rank factors.
+    #[getter]
+    fn rank(&self) -> usize {
+        self.file.config().rank
+    }
+
+    /// Number of values.
+    #[getter]
+    fn num_parameters(&self) -> usize {
+        self.file.num_parameters()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Adapter(rank={}, num_parameters={})", self.rank(), self.num_parameters())
+    }
+}
+
+/// What is known of a registered adapter.
+///
+/// Attributes:
+///     name: The name it is registered under.
+///     rank: Columns of its low-rank factors; of a combination their sum.
+///     alpha: Its alpha.
+///     target_modules: The modules it adapts.
+///     num_parameters: Number of its values.
+///     size_in_bytes: Bytes it takes beside the model.
+///     generation: A hash of its content; adapters of the same generation compute the same.
+///     base_model: The model it says it was made for, or None.
+#[pyclass(frozen, get_all, module = "candlewick")]
+pub(super) struct AdapterInfo {
+    /// The name.
+    name: String,
+    /// Columns of the factors.
+    rank: usize,
+    /// The alpha.
+    alpha: f64,
+    /// The modules it adapts.
+    target_modules: Vec<String>,
+    /// Number of values.
+    num_parameters: usize,
+    /// Bytes beside the model.
+    size_in_bytes: usize,
+    /// A hash of the content.
+    generation: String,
+    /// The model it was made for.
+    base_model: Option<String>,
+}
+
+impl From<adapter::AdapterInfo> for AdapterInfo {
+    fn from(info: adapter::AdapterInfo) -> Self {
+        Self {
+            name: info.name,
+            rank: info.rank,
+            alpha: info.alpha,
+            target_modules: info.target_modules,
+            num_parameters: info.num_parameters,
+            size_in_bytes: info.size_in_bytes,
+            generation: format!("{:016x}", info.generation),
+            base_model: info.base_model,
+        }
+    }
+}
+
+#[pymethods]
+impl AdapterInfo {
+    fn __repr__(&self) -> String {
+        let Self { name, rank, num_parameters, generation, .. } = self;
+        format!(
+            "AdapterInfo({name:?}, rank={rank}, num_parameters={num_parameters}, generation={generation:?})"
+        )
+    }
+}
+
+/// The adapters of one model by name, and which of them is active.
+///
+/// Adapters never change the model: they come with each request, which keeps the version it started with whatever is
+/// loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
+///
+/// Args:
+///     model: The model.
+///     max_adapters: The most adapters to hold.
+///
+/// Examples:
+///     >>> import candlewick as cw
+///     >>> model = cw.Model.from_pretrained("candlewick/tiny")
+///     >>> registry = cw.AdapterRegistry(model)
+///     >>> len(registry), registry.active
+///     (0, None)
+#[pyclass(frozen, module = "candlewick")]
+pub(super) struct AdapterRegistry {
+    model: Py<Model>,
+    max_adapters: usize,
+}
+
+impl AdapterRegistry {
+    fn inner(&self) -> Result<adapter::AdapterRegistry> {
+        Ok(adapter::AdapterRegistry::new(&self.model.get().get()?, self.max_adapters))
+    }
+}
+
+#[pymethods]
+impl AdapterRegistry {
+    #[new]
+    #[pyo3(signature = (model, *, max_adapters = 16))]
+    fn new(model: Py<Model>, max_adapters: usize) -> PyResult<Self> {
+        if max_adapters == 0 {
+            return Err(Error::argument("max_adapters", 0, "at least 1").into());
+        }
+        model.get().get()?;
+        Ok(Self { model, max_adapters })
+    }
+
+    /// Loads an adapter, replacing what had the name before.
+    ///
+    /// Args:
+    ///     name: The name to register it under.
+    ///     path_or_hub_id: A directory of PEFT or of mlx-lm, or a hub id.
+    ///
+    /// Returns:
+    ///     What is known of it.
+    ///
+    /// Raises:
+    ///     AdapterError: It cannot be applied as its files say; nothing has changed.
+    ///     ModelNotFoundError: Neither disk nor hub has it.
+    fn load(&self, py: Python<'_>, name: &str, path_or_hub_id: PathBuf) -> PyResult<AdapterInfo> {
+        let (registry, source) = (self.inner()?, path_or_hub_id.display().to_string());
+        Ok(enter(py, || registry.load(name, &source))?.into())
+    }
+
+    /// Registers an adapter that is in memory, replacing what had the name before.
+    ///
+    /// Args:
+    ///     name: The name to register it under.
+    ///     adapter: The adapter, such as ``trainer.adapter``.
+    ///
+    /// Returns:
+    ///     What is known of it.
+    ///
+    /// Raises:
+    ///     AdapterError: It does not fit the model; nothing has changed.
+    fn add(&self, py: Python<'_>, name: &str, adapter: &Adapter) -> PyResult<AdapterInfo> {
+        let (registry, file) = (self.inner()?, &adapter.file);
+        Ok(enter(py, || registry.add(name, file))?.into())
+    }
+
+    /// Registers the exact weighted sum of what other adapters change.
+    ///
+    /// Args:
+    ///     name: The name to register it under.
+    ///     weights: The weight of each adapter, by name.
+    ///
+    /// Returns:
+    ///     What is known of it.
+    fn combine(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        weights: std::collections::BTreeMap<String, f64>,
+    ) -> PyResult<AdapterInfo> {
+        let (registry, weights) = (self.inner()?, weights.into_iter().collect::<Vec<_>>());
+        Ok(enter(py, || registry.combine(name, &weights))?.into())
+    }
+
+    /// Makes an adapter the one that requests use which do not name one.
+    ///
+    /// Args:
+    ///     name: The adapter.
+    fn activate(&self, name: &str) -> PyResult<()> {
+        Ok(self.inner()?.activate(name)?)
+    }
+
+    /// Goes back to the bare model.
+    fn deactivate(&self) -> PyResult<()> {
+        self.inner()?.deactivate();
+        Ok(())
+    }
+
+    /// The name of the active adapter, or None.
+    #[getter]
+    fn active(&self) -> PyResult<Option<String>> {
+        Ok(self.inner()?.active())
+    }
+
+    /// A context in which an adapter is active; the earlier one comes back at its end.
+    ///
+    /// Args:
+    ///     name: The adapter.
+    fn using(&self, name: &str) -> PyResult<Using> {
+        let registry = self.inner()?;
+        registry.info(name)?;
+        Ok(Using { registry, name: name.to_owned(), guard: Mutex::new(None) })
+    }
+
+    /// Forgets an adapter. Requests under way keep it to their end.
+    ///
+    /// Args:
+    ///     name: The adapter.
+    fn unload(&self, name: &str) -> PyResult<()> {
+        Ok(self.inner()?.unload(name)?)
+    }
+
+    /// The names of all adapters, in the order of their loading.
+    fn names(&self) -> PyResult<Vec<String>> {
+        Ok(self.inner()?.names())
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        Ok(self.names()?.len())
+    }
+
+    fn __contains__(&self, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        Ok(match name.extract::<String>() {
+            Ok(name) => self.names()?.contains(&name),
+            Err(_) => false,
+        })
+    }
+
+    fn __getitem__(&self, name: &str) -> PyResult<AdapterInfo> {
+        match self.inner()?.info(name) {
+            Ok(info) => Ok(info.into()),
+            Err(_) => Err(PyKeyError::new_err(name.to_owned())),
+        }
+    }
+
+    fn __iter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(self.names()?.into_pyobject(py)?.try_iter()?.into_any())
+    }
+
+    fn __repr__(&self) -> PyResult<String> {
+        let active = self.active()?.map_or_else(|| "None".to_owned(), |name| format!("{name:?}"));
+        Ok(format!("AdapterRegistry({:?}, active={active})", self.names()?))
+    }
+}
+
+/// Keeps an adapter active inside of a ``with`` block.
+#[pyclass(frozen, name = "_Using", module = "candlewick._native")]
+pub(super) struct Using {
+    registry: adapter::AdapterRegistry,
+    name: String,
+    guard: Mutex<Option<ActiveGuard>>,
+}
+
+#[pymethods]
+impl Using {
+    fn __enter__(&self) -> PyResult<()> {
+        let guard = self.registry.using(&self.name)?;
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        Ok(())
+    }
+
+    #[pyo3(signature = (*_exc))]
+    fn __exit__(&self, _exc: &Bound<'_, PyTuple>) {
+        drop(self.guard.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// What an `adapter=` argument means: a name, None for the active one, False for the bare model.
+pub(super) fn chosen(
+    model: &models::Model,
+    choice: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Option<Arc<nn::AdapterSet>>> {
+    let choice = match choice {
+        None => AdapterChoice::Active,
+        Some(choice) if choice.is_none() => AdapterChoice::Active,
+        Some(choice) if choice.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) => AdapterChoice::Bare,
+        Some(choice) => match choice.cast::<PyString>() {
+            Ok(name) => AdapterChoice::Named(name.to_str()?.to_owned()),
+            Err(_) => {
+                let got = choice.repr()?.to_string();
+                return Err(Error::argument(
+                    "adapter",
+                    got,
+                    "the name of a registered adapter, None or False",
+                )
+                .into());
+            }
+        },
+    };
+    Ok(adapter::resolve(model, &choice)?)
+}
+
+/// The adapter to merge: a registered name, a directory, or an adapter in memory.
+pub(super) fn to_merge(
+    py: Python<'_>,
+    model: &models::Model,
+    given: &Bound<'_, PyAny>,
+) -> PyResult<Arc<nn::AdapterSet>> {
+    if let Ok(adapter) = given.cast::<Adapter>() {
+        let file = &adapter.get().file;
+        return enter(py, || adapter::bound(model, file, "merged"));
+    }
+    if let Ok(name) = given.extract::<String>()
+        && let Ok(Some(set)) = adapter::resolve(model, &AdapterChoice::Named(name))
+    {
+        return Ok(set);
+    }
+    let directory: PathBuf = given.extract()?;
+    if !directory.is_dir() {
+        let got = given.repr()?.to_string();
+        return Err(
+            Error::argument("adapter", got, "the name of a registered adapter, or a directory").into()
+        );
+    }
+    enter(py, || adapter::bound(model, &AdapterFile::read(&directory)?, "merged"))
+}

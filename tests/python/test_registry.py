@@ -1,0 +1,180 @@
+"""Adapters by name: what PEFT made computes what PEFT computes, and swapping touches nothing under way."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import candlewick as cw
+
+
+@pytest.fixture(scope="module")
+def cases(repository):
+    """The adapter directories with expectations."""
+    found = sorted(path.parent for path in (repository / "tests/golden/adapters").glob("*/expected.safetensors"))
+    assert len(found) > 10
+    return found
+
+
+def base_of(case):
+    """The checkpoint that an adapter directory belongs to."""
+    config = json.loads((case / "adapter_config.json").read_text())
+    return case.parent.parent / (config.get("base_model_name_or_path") or config["model"])
+
+
+@pytest.fixture
+def tied(repository):
+    with cw.Model.from_pretrained(repository / "tests/golden/qwen2/tied", device="cpu") as model:
+        yield model
+
+
+@pytest.fixture
+def registry(tied, repository):
+    registry = cw.AdapterRegistry(tied)
+    registry.load("qv", repository / "tests/golden/adapters/qwen2-qv")
+    registry.load("dora", repository / "tests/golden/adapters/qwen2-dora")
+    return registry
+
+
+def test_every_kind_computes_what_the_reference_computes(cases):
+    checked = 0
+    for case in cases:
+        expected = load_file(case / "expected.safetensors")
+        with cw.Model.from_pretrained(base_of(case), device="cpu") as model:
+            if model.dtype != "float32":
+                continue
+            registry = cw.AdapterRegistry(model)
+            registry.load("case", case)
+            merged = model.merge("case")
+            index = 0
+            while f"input_ids_{index}" in expected:
+                ids = expected[f"input_ids_{index}"].tolist()
+                attached = expected[f"attached_{index}"]
+                np.testing.assert_allclose(model.logits(ids, adapter="case"), attached, atol=2e-4, err_msg=case.name)
+                np.testing.assert_allclose(merged.logits(ids), attached, atol=5e-4, err_msg=case.name)
+                assert np.abs(model.logits(ids, adapter=False) - attached).max() > 0.01
+                index += 1
+                checked += 1
+    assert checked > 20
+
+
+def test_info(registry):
+    info = registry["qv"]
+    assert (info.name, info.rank, info.alpha) == ("qv", 3, 6.0)
+    assert info.target_modules == ["q_proj", "v_proj"]
+    assert info.num_parameters > 0
+    assert info.size_in_bytes >= 4 * info.num_parameters
+    assert info.generation != registry["dora"].generation
+    assert info.base_model == "qwen2/tied"
+
+
+def test_names(registry):
+    assert registry.names() == ["qv", "dora"] == list(registry)
+    assert len(registry) == 2
+    assert "qv" in registry
+    assert "sql" not in registry
+    with pytest.raises(KeyError):
+        registry["sql"]
+    registry.unload("qv")
+    assert registry.names() == ["dora"]
+    with pytest.raises(cw.InvalidArgumentError, match="qv"):
+        registry.unload("qv")
+
+
+def test_active_adapter_serves_whoever_names_none(tied, registry):
+    ids = [5, 6, 7, 8]
+    bare, adapted = tied.logits(ids), tied.logits(ids, adapter="qv")
+    assert not np.allclose(bare, adapted)
+    registry.activate("qv")
+    assert registry.active == "qv"
+    np.testing.assert_array_equal(tied.logits(ids), adapted)
+    np.testing.assert_array_equal(tied.logits(ids, adapter=False), bare)
+    with registry.using("dora"):
+        assert registry.active == "dora"
+        np.testing.assert_array_equal(tied.logits(ids), tied.logits(ids, adapter="dora"))
+    assert registry.active == "qv"
+    registry.deactivate()
+    np.testing.assert_array_equal(tied.logits(ids), bare)
+
+
+def test_a_mixed_batch_equals_single_runs(tied, registry):
+    generator = cw.Generator(tied, max_new_tokens=12, temperature=0.0, ignore_eos=True)
+    prompts, adapters = [[5, 6, 7], [9, 10, 11, 12], [5, 6, 7]], ["qv", "dora", False]
+    together = generator.generate(prompts, adapter=adapters)
+    for prompt, adapter, result in zip(prompts, adapters, together, strict=True):
+        alone = generator.generate(prompt, adapter=adapter)
+        assert result.token_ids == alone.token_ids
+        assert result.adapter == (adapter or None)
+    assert together[0].token_ids != together[2].token_ids
+    assert registry.active is None
+
+
+def test_a_request_keeps_the_adapter_it_started_with(tied, registry):
+    generator = cw.Generator(tied, max_new_tokens=40, temperature=0.0, ignore_eos=True, adapter="qv")
+    expected = generator.generate([5, 6, 7]).token_ids
+    stream = generator.stream([5, 6, 7])
+    ids = [next(stream).token_id]
+    registry.unload("qv")
+    ids += [token.token_id for token in stream]
+    assert ids == expected
+    with pytest.raises(cw.InvalidArgumentError, match="qv"):
+        generator.generate([5, 6, 7])
+
+
+def test_cached_prefixes_are_not_shared_between_adapters(tied, registry):
+    generator = cw.Generator(tied, max_new_tokens=4, temperature=0.0, ignore_eos=True)
+    prompt = list(range(20, 40))
+    first = generator.generate(prompt, adapter="qv")
+    assert generator.generate(prompt, adapter="dora").cached_tokens == 0
+    again = generator.generate(prompt, adapter="qv")
+    assert again.cached_tokens > 0
+    assert again.token_ids == first.token_ids
+    assert registry.names()
+
+
+def test_combine_is_the_weighted_sum(repository, tied):
+    registry = cw.AdapterRegistry(tied)
+    registry.load("a", repository / "tests/golden/adapters/qwen2-qv")
+    registry.load("b", repository / "tests/golden/adapters/qwen2-layers")
+    registry.combine("only a", {"a": 1.0})
+    registry.combine("both", {"a": 0.7, "b": 0.3})
+    ids = [5, 6, 7, 8]
+    np.testing.assert_allclose(tied.logits(ids, adapter="only a"), tied.logits(ids, adapter="a"), atol=1e-4)
+    assert registry["both"].rank >= registry["a"].rank
+    assert not np.allclose(tied.logits(ids, adapter="both"), tied.logits(ids, adapter="a"))
+
+
+def test_refused_adapters_change_nothing(repository, tied, registry):
+    refused = repository / "tests/golden/adapters/refused"
+    reasons = json.loads((refused / "reasons.json").read_text())
+    assert len(reasons) > 5
+    for name in reasons:
+        before = registry.names()
+        with pytest.raises(cw.AdapterError) as raised:
+            registry.load("bad", refused / name)
+        assert raised.value.code
+        assert registry.names() == before
+    with pytest.raises(FileNotFoundError):
+        registry.load("bad", refused / "there is no such directory")
+    assert tied.logits([1]).shape[0] == 1
+
+
+def test_room_is_limited(repository, tied):
+    registry = cw.AdapterRegistry(tied, max_adapters=1)
+    registry.load("a", repository / "tests/golden/adapters/qwen2-qv")
+    with pytest.raises(cw.CandlewickError):
+        registry.load("b", repository / "tests/golden/adapters/qwen2-dora")
+    registry.load("a", repository / "tests/golden/adapters/qwen2-dora")
+    assert registry.names() == ["a"]
+
+
+def test_an_adapter_in_memory(repository, tied, tmp_path):
+    adapter = cw.Adapter.load(repository / "tests/golden/adapters/qwen2-qv")
+    registry = cw.AdapterRegistry(tied)
+    registry.add("memory", adapter)
+    adapter.save(tmp_path / "copy")
+    registry.load("copy", tmp_path / "copy")
+    np.testing.assert_array_equal(tied.logits([5, 6], adapter="memory"), tied.logits([5, 6], adapter="copy"))
+    assert registry["memory"].generation == registry["copy"].generation
+    np.testing.assert_allclose(tied.merge(adapter).logits([5, 6]), tied.logits([5, 6], adapter="memory"), atol=1e-4)
