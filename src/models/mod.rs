@@ -10,6 +10,8 @@ mod model;
 mod quantize;
 mod qwen2;
 mod qwen3;
+mod save;
+mod save_gguf;
 
 pub use fields::Fields;
 pub use load::{BUNDLED, Checkpoint, LoadOptions};

@@ -12,6 +12,7 @@ use super::load::{Checkpoint, LoadOptions};
 use super::quantize::Recipe;
 use super::{Fields, architecture};
 use crate::batch::Batch;
+use crate::checkpoint::gguf::GgufSource;
 use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, KvCache, KvLayout, Linear, Pass};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{BlockFormat, Format, Loader, Quantize, TensorSource, Weight};
@@ -35,6 +36,8 @@ struct Inner {
     decoder: Decoder,
     shape: DecoderConfig,
     tokenizer: Option<Tokenizer>,
+    /// The file that all of this is from, where it is a GGUF file.
+    gguf: Option<Arc<GgufSource>>,
     device: Device,
     dtype: DType,
     memory_limit_bytes: Option<u64>,
@@ -104,6 +107,7 @@ impl Model {
                 memory_limit_bytes: options.memory_limit_bytes,
                 eos_token_ids: checkpoint.eos_token_ids(tokenizer.as_ref()),
                 tokenizer,
+                gguf: checkpoint.gguf.clone(),
                 execution: Mutex::new(()),
                 extensions: Mutex::default(),
                 process: std::process::id(),
@@ -130,6 +134,7 @@ impl Model {
                 decoder,
                 shape,
                 tokenizer: old.tokenizer.clone(),
+                gguf: old.gguf.clone(),
                 device: old.device.clone(),
                 dtype: old.dtype,
                 memory_limit_bytes: old.memory_limit_bytes,
@@ -211,6 +216,11 @@ impl Model {
             Some(format) => format.name,
             None => plain_name(self.inner.dtype),
         }
+    }
+
+    /// The GGUF file it was loaded from.
+    pub(super) fn gguf(&self) -> Option<&GgufSource> {
+        self.inner.gguf.as_deref()
     }
 
     /// The shape of its parts.
@@ -437,7 +447,7 @@ impl Model {
 }
 
 /// A dtype's usual name.
-fn plain_name(dtype: DType) -> &'static str {
+pub(super) fn plain_name(dtype: DType) -> &'static str {
     match dtype {
         DType::BF16 => "bfloat16",
         DType::F16 => "float16",

@@ -13,6 +13,7 @@ mod pre_tokenizer;
 mod split;
 mod tokenizer;
 mod types;
+mod vocabulary;
 mod write;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ use header::Header;
 
 pub use metadata::{GgufArray, GgufKind, GgufMetadata, GgufValue};
 pub use tokenizer::GgufTokenizer;
+pub use vocabulary::GgufVocabulary;
 pub use write::{GgufEntry, write_gguf};
 
 /// The tensors and metadata of a GGUF model.
@@ -150,6 +152,13 @@ impl GgufSource {
     pub fn gguf_name(name: &str) -> Option<String> {
         names::from_hugging_face(name)
     }
+}
+
+/// The name under which a model type is stored, and whether its query and key rows lie as pairs (see [`to_pairs`]).
+pub fn stored_as(model_type: &str) -> Option<(&'static str, bool)> {
+    let name = if model_type == names::WINDOWED.0 { names::ARCHITECTURES[0].name } else { model_type };
+    let found = names::ARCHITECTURES.iter().find(|architecture| architecture.name == name)?;
+    Some((found.name, found.interleaved))
 }
 
 impl TensorSource for GgufSource {

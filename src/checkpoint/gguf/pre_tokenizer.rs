@@ -15,7 +15,7 @@ pub(super) struct PreTokenizer {
     pub(super) composed: bool,
 }
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// Up to three digits together.
 const DIGITS_3: &str = concat!(
@@ -88,4 +88,13 @@ pub(super) fn find(name: &str) -> Option<&'static PreTokenizer> {
 pub(super) fn known() -> String {
     let names: Vec<&str> = KNOWN.iter().flat_map(|(names, _)| names.iter().copied()).collect();
     names.join(", ")
+}
+
+/// The name that llama.cpp knows for a way to split text; every use of it says itself whether a text begins with a token.
+pub(super) fn name_of(patterns: &[&str], ignore_merges: bool, composed: bool) -> Option<&'static str> {
+    let fits = |rules: &PreTokenizer| {
+        rules.patterns == patterns && rules.ignore_merges == ignore_merges && rules.composed == composed
+    };
+    let (names, _) = KNOWN.iter().find(|(_, rules)| fits(rules))?;
+    names.first().copied()
 }

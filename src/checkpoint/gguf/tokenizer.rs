@@ -37,7 +37,7 @@ const MAX_MERGES_PER_TOKEN: usize = 32;
 const MAX_SCORED_BYTES: usize = 512;
 
 /// Control tokens that end a text, whatever the file says of them.
-const ENDS: [&str; 8] = [
+pub(super) const ENDS: [&str; 8] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
