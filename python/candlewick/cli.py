@@ -10,9 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import candlewick as cw
 
@@ -145,6 +149,43 @@ def info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def quantize(arguments: argparse.Namespace) -> int:
+    """Convert a model to a quantised format and write it as one GGUF file."""
+    arguments.quantize = arguments.format
+    with _load(arguments) as model:
+        model.save_gguf(arguments.output)
+        _note(f"{arguments.output}: {_bytes(model.size_in_bytes)} of weights, mostly {model.dtype}")
+    return 0
+
+
+def perplexity(arguments: argparse.Namespace) -> int:
+    """Measure how well a model predicts a text: lower is better, and differences between formats are what they cost.
+
+    The text is cut into windows of ``--context`` tokens; the second half of each window is predicted from all tokens
+    before it in the window.
+    """
+    try:
+        text = Path(arguments.file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise cw.DataError(f"{arguments.file}: is not text in UTF-8 ({error})") from error
+    with _load(arguments) as model:
+        ids = model.tokenizer.encode(text)
+        context = min(arguments.context or 512, model.context_length)
+        # Where texts begin with a token of their own, every window does, as llama.cpp counts.
+        begin = ids[:1] if ids[:1] == [model.tokenizer.bos_token_id] else []
+        loss, count = 0.0, 0
+        for start in range(0, len(ids) - context + 1, context):
+            loss += _window_loss(model, begin + ids[start + len(begin) : start + context])
+            count += context - context // 2 - 1
+            _note(f"{start + context} of {len(ids)} tokens: {math.exp(loss / max(count, 1)):.4f}")
+    if count == 0:
+        raise cw.InvalidArgumentError(
+            f"{arguments.file}: got {len(ids)} tokens, expected at least {context}, one window; lower --context"
+        )
+    print(f"{math.exp(loss / count):.4f}")
+    return 0
+
+
 # --- parts of commands ------------------------------------------------------------------------------------
 
 
@@ -169,6 +210,16 @@ def _answer(generator: cw.Generator, messages: list[dict[str, str]]) -> list[dic
                 raise
     print()
     return [*messages, {"role": "assistant", "content": answer}]
+
+
+def _window_loss(model: cw.Model, ids: list[int]) -> float:
+    """Sum of the negative log-probabilities of the tokens after the first half of a window."""
+    first = len(ids) // 2
+    logits = model.logits(ids)[first:-1].astype("float64")
+    logits -= logits.max(axis=1, keepdims=True)
+    targets = ids[first + 1 :]
+    chosen = logits[range(len(targets)), targets]
+    return float((np.log(np.exp(logits).sum(axis=1)) - chosen).sum())
 
 
 def _print_stream(stream: cw.TokenStream) -> cw.Generation:
@@ -254,14 +305,27 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="describe a model")
     _add_model(command)
     command.set_defaults(run=info)
+
+    command = commands.add_parser("quantize", help="write a model as a smaller GGUF file")
+    _add_model(command, quantize=False)
+    command.add_argument("-f", "--format", required=True, metavar="FORMAT", help="such as q8_0, q4_0 or q4_k_m")
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="the .gguf file to write")
+    command.set_defaults(run=quantize)
+
+    command = commands.add_parser("perplexity", help="measure how well a model predicts a text")
+    _add_model(command)
+    command.add_argument("file", metavar="FILE", help="a text in UTF-8")
+    command.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: 512)")
+    command.set_defaults(run=perplexity)
     return parser
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
+def _add_model(command: argparse.ArgumentParser, *, quantize: bool = True) -> None:
     command.add_argument("model", metavar="MODEL", help=f"hub id, directory or .gguf file; {TINY} is bundled")
     _add_device(command)
     command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    command.add_argument("--quantize", metavar="FORMAT", help="store the weights in this format")
+    if quantize:
+        command.add_argument("--quantize", metavar="FORMAT", help="store the weights in this format")
     command.add_argument("--revision", help="branch, tag or commit on the hub")
     command.add_argument("--local-files-only", action="store_true", help="use no network")
 

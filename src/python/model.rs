@@ -109,8 +109,10 @@ impl Model {
     ///     source: A directory in Hugging Face layout, a hub id such as ``"Qwen/Qwen2.5-0.5B-Instruct"``, a ``.gguf``
     ///         file, ``"org/name:file.gguf"``, or ``"candlewick/tiny"``, which is bundled and works offline.
     ///     device: ``"auto"``, ``"cpu"``, ``"metal"``, ``"cuda"`` or ``"cuda:N"``.
-    ///     dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-    ///     quantize: None, or the name of a weight format to convert to while loading.
+    ///     dtype: ``"auto"`` (the checkpoint's; quantised weights stay quantised), ``"float32"``, ``"bfloat16"`` or
+    ///         ``"float16"``.
+    ///     quantize: None, or the name of a weight format to convert to while loading, such as ``"q8_0"``, ``"q4_0"`` or
+    ///         ``"q4_k_m"``.
     ///     revision: Branch, tag or commit on the hub.
     ///     cache_dir: Where downloads are kept, instead of the hub's standard cache.
     ///     token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
@@ -194,7 +196,7 @@ impl Model {
         Ok(self.get()?.device_name())
     }
 
-    /// The dtype of the weights, such as ``"bfloat16"``.
+    /// What most weights are stored as: a dtype such as ``"bfloat16"``, or a format such as ``"q4_0"``.
     #[getter]
     fn dtype(&self) -> PyResult<&'static str> {
         Ok(self.get()?.dtype_name())
@@ -298,6 +300,76 @@ impl Model {
         let set = to_merge(py, &model, adapter)?;
         let merged = enter_long(py, |_| model.merged(&set), |_| Ok(()))?;
         Ok(Self { inner: Mutex::new(Some(merged)), opened: self.opened.clone() })
+    }
+
+    /// The same model with its weights in a quantised format.
+    ///
+    /// As llama.cpp does, the head keeps at least six bits, and matrices whose rows are no multiple of 256 take a format
+    /// of shorter blocks instead of a K format.
+    ///
+    /// Args:
+    ///     format: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q6_k"``, … or a mixture such as ``"q4_k_m"``.
+    ///
+    /// Returns:
+    ///     A new model; this one stays as it is.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: There is no such format; the message lists all.
+    ///
+    /// Examples:
+    ///     >>> import candlewick as cw
+    ///     >>> model = cw.Model.from_pretrained("candlewick/tiny")
+    ///     >>> model.quantize("q8_0").dtype
+    ///     'q8_0'
+    fn quantize(&self, py: Python<'_>, format: &str) -> PyResult<Self> {
+        let model = self.get()?;
+        let quantized = enter_long(py, |_| model.quantize(format), |_| Ok(()))?;
+        let opened = Opened { quantize: Some(format.to_owned()), ..self.opened.clone() };
+        Ok(Self { inner: Mutex::new(Some(quantized)), opened })
+    }
+
+    /// Writes the model as a directory in Hugging Face layout, which `from_pretrained` and transformers read.
+    ///
+    /// Quantised weights are written as the plain values they stand for.
+    ///
+    /// Args:
+    ///     directory: Created where it is missing.
+    ///
+    /// Examples:
+    ///     >>> import tempfile
+    ///     >>> import candlewick as cw
+    ///     >>> model = cw.Model.from_pretrained("candlewick/tiny")
+    ///     >>> with tempfile.TemporaryDirectory() as directory:
+    ///     ...     model.save_pretrained(directory)
+    ///     ...     cw.Model.from_pretrained(directory).num_parameters == model.num_parameters
+    ///     True
+    fn save_pretrained(&self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
+        let model = self.get()?;
+        enter_long(py, |_| model.save_pretrained(&directory), |_| Ok(()))
+    }
+
+    /// Writes the model and its tokenizer to one GGUF file, which candlewick and llama.cpp read.
+    ///
+    /// Weights keep the format they are held in.
+    ///
+    /// Args:
+    ///     path: The file; an old one is replaced once the new one is complete.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: The model or its tokenizer has something that GGUF cannot express.
+    ///
+    /// Examples:
+    ///     >>> import pathlib, tempfile
+    ///     >>> import candlewick as cw
+    ///     >>> model = cw.Model.from_pretrained("candlewick/tiny", quantize="q4_0")
+    ///     >>> with tempfile.TemporaryDirectory() as directory:
+    ///     ...     path = pathlib.Path(directory) / "tiny.gguf"
+    ///     ...     model.save_gguf(path)
+    ///     ...     cw.Model.from_pretrained(path).dtype
+    ///     'q4_0'
+    fn save_gguf(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let model = self.get()?;
+        enter_long(py, |_| model.save_gguf(&path), |_| Ok(()))
     }
 
     /// Gives the memory back once no generation uses the model any more. Closing twice does nothing.
