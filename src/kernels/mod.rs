@@ -13,4 +13,7 @@ pub mod linear;
 pub mod lora;
 pub mod rms_norm;
 pub mod rope;
+mod rows;
 mod simd;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -12,6 +12,7 @@ mod gguf_model;
 mod golden;
 mod hub;
 mod hub_server;
+mod kernels;
 mod layering;
 mod quantize;
 mod sampler;

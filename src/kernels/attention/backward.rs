@@ -4,7 +4,7 @@
 //! of keys and values of its own, which are added in order: the result does not depend on the number of threads.
 
 use super::block::{Block, KEYS, MOST_ROWS, most_rows};
-use super::problem::{Memory, Problem, Sequence};
+use super::problem::{Memory, Problem};
 use super::tile::{Add, Scalars, Set, Vectors, gather, product};
 use super::view::{Rows, View};
 use crate::kernels::cpu::pool::Shards;

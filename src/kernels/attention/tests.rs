@@ -2,31 +2,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::*;
 use crate::kernels::simd::Level;
-
-/// Numbers in -1..1 that differ from seed to seed.
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn tensor(seed: u64, dims: (usize, usize, usize)) -> Tensor {
-    Tensor::from_vec(noise(seed, dims.0 * dims.1 * dims.2), dims, &Device::Cpu).unwrap()
-}
-
-fn assert_close(got: &Tensor, want: &Tensor, tolerance: f32, what: &str) {
-    assert_eq!(got.dims(), want.dims(), "{what}");
-    let flat = |x: &Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    for (i, (got, want)) in flat(got).into_iter().zip(flat(want)).enumerate() {
-        let close = (got - want).abs() <= tolerance * want.abs().max(1.0);
-        assert!(close, "{what}: element {i}: got {got}, expected {want}");
-    }
-}
+use crate::kernels::testing::{assert_close, assert_differences, bits, gradients, tensor, var};
 
 fn plain(offsets: &[usize]) -> AttentionArgs<'_> {
     AttentionArgs { offsets, scale: 0.7, causal: true, window: None, bias: None }
@@ -52,7 +28,7 @@ fn kinds<'a>(offsets: &'a [usize], bias: &'a Tensor) -> Vec<(&'static str, Atten
 fn every_level_equals_the_reference() {
     let offsets = [0, 1, 1, 30, 32, 200, 450];
     for (heads, kv_heads, head_dim) in [(6, 2, 64), (3, 3, 20), (7, 1, 33), (2, 1, 128)] {
-        let bias = Tensor::from_vec(noise(9, heads * 599), (heads, 599), &Device::Cpu).unwrap();
+        let bias = tensor(9, (heads, 599));
         let q = (tensor(1, (450, heads, head_dim)) * 3.0).unwrap();
         let k = tensor(2, (450, kv_heads, head_dim));
         let v = tensor(3, (450, kv_heads, head_dim));
@@ -73,7 +49,7 @@ fn every_level_equals_the_reference_over_caches() {
         queries.iter().scan(0, |sum, n| Some(std::mem::replace(sum, *sum + n))).chain([44]).collect();
     for (heads, kv_heads, head_dim) in [(6, 2, 64), (3, 3, 20), (33, 1, 40), (2, 1, 128)] {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let bias = Tensor::from_vec(noise(9, heads * 1399), (heads, 1399), &Device::Cpu).unwrap();
+            let bias = tensor(9, (heads, 1399));
             let q = (tensor(1, (44, heads, head_dim)) * 3.0).unwrap();
             let stored: Vec<(Tensor, Tensor)> = lens
                 .iter()
@@ -108,25 +84,17 @@ fn rows_may_lie_anywhere() {
     assert_close(&attention(&across(&q), &across(&k), &v, &args).unwrap(), &want, 1e-5, "strided rows");
 }
 
-/// The gradients of `sum(attention * weight)` in q, k and v.
-fn gradients(vars: &[Var; 3], weight: &Tensor, y: Tensor) -> Vec<Tensor> {
-    let grads = (y * weight).unwrap().sum_all().unwrap().backward().unwrap();
-    vars.iter().map(|var| grads.get(var).unwrap().clone()).collect()
-}
-
 #[test]
 fn gradients_equal_the_references() {
     let offsets = [0, 1, 1, 30, 32, 200, 320];
     for (heads, kv_heads, head_dim) in [(6, 2, 64), (3, 3, 20), (7, 1, 33), (2, 1, 128)] {
-        let bias = Tensor::from_vec(noise(9, heads * 599), (heads, 599), &Device::Cpu).unwrap();
-        let var = |seed, heads| Var::from_tensor(&tensor(seed, (320, heads, head_dim))).unwrap();
-        let vars = [var(1, heads), var(2, kv_heads), var(3, kv_heads)];
-        let weight = tensor(4, (320, heads, head_dim));
-        let [q, k, v] = vars.each_ref();
+        let bias = tensor(9, (heads, 599));
+        let q = &var(1, (320, heads, head_dim));
+        let (k, v) = (&var(2, (320, kv_heads, head_dim)), &var(3, (320, kv_heads, head_dim)));
         for (kind, args) in kinds(&offsets, &bias) {
-            let want = gradients(&vars, &weight, reference::attention(q, k, v, &args).unwrap());
+            let want = gradients(&[q, k, v], &reference::attention(q, k, v, &args).unwrap());
             for level in Level::all() {
-                let got = gradients(&vars, &weight, op::attention(level, (q, k, v), &args).unwrap());
+                let got = gradients(&[q, k, v], &op::attention(level, (q, k, v), &args).unwrap());
                 for ((got, want), name) in got.iter().zip(&want).zip(["q", "k", "v"]) {
                     let what = format!("{name}, {kind}, {heads}/{kv_heads}x{head_dim}, {level:?}");
                     assert_close(got, want, 2e-5, &what);
@@ -139,7 +107,7 @@ fn gradients_equal_the_references() {
 #[test]
 fn only_what_is_trained_gets_a_gradient() {
     let (k, v) = (tensor(2, (9, 1, 8)), tensor(3, (9, 1, 8)));
-    let q = Var::from_tensor(&tensor(1, (9, 2, 8))).unwrap();
+    let q = var(1, (9, 2, 8));
     let y = attention(&q, &k, &v, &plain(&[0, 4, 9])).unwrap();
     let grads = y.sum_all().unwrap().backward().unwrap();
     assert!(grads.get(&q).is_some() && grads.get(&k).is_none() && grads.get(&v).is_none());
@@ -149,19 +117,15 @@ fn only_what_is_trained_gets_a_gradient() {
 #[test]
 fn batch_mates_and_threads_change_nothing() {
     let (heads, kv_heads, d) = (4, 2, 16);
-    let bits = |x: &Tensor| -> Vec<u32> {
-        x.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
-    };
     let (q, k, v) =
         (tensor(1, (930, heads, d)), tensor(2, (930, kv_heads, d)), tensor(3, (930, kv_heads, d)));
     let run = |start: usize, offsets: &[usize]| {
         let part =
             |x: &Tensor| Var::from_tensor(&x.narrow(0, start, offsets[offsets.len() - 1]).unwrap()).unwrap();
-        let vars = [part(&q), part(&k), part(&v)];
-        let y = attention(&vars[0], &vars[1], &vars[2], &plain(offsets)).unwrap();
-        let mut all = gradients(&vars, &y.detach(), y.clone());
-        all.push(y.detach());
-        all
+        let (q, k, v) = (&part(&q), &part(&k), &part(&v));
+        let y = attention(q, k, v, &plain(offsets)).unwrap();
+        let grads = (&y * y.detach()).unwrap().sum_all().unwrap().backward().unwrap();
+        [&y.detach(), grads.get(q).unwrap(), grads.get(k).unwrap(), grads.get(v).unwrap()].map(Tensor::clone)
     };
     let together = run(0, &[0, 30, 830, 930]);
     for (start, len) in [(0, 30), (30, 800), (830, 100)] {
@@ -181,4 +145,58 @@ fn batch_mates_and_threads_change_nothing() {
     for (i, (query, len)) in [(3, 920), (5, 17), (8, 300)].into_iter().enumerate() {
         assert!(bits(&cached(&[query], &[len])) == bits(&together.narrow(0, i, 1).unwrap()), "cache {i}");
     }
+}
+
+#[test]
+fn gradients_equal_differences() {
+    let bias = tensor(9, (4, 39));
+    let (q, k, v) = (var(1, (24, 4, 6)), var(2, (24, 2, 6)), var(3, (24, 2, 6)));
+    for (kind, args) in kinds(&[0, 5, 24], &bias) {
+        // With one key to see, nothing depends on queries and keys.
+        if !kind.ends_with("window 1") && !kind.ends_with("window 0") {
+            let f = |x: &[Tensor]| attention(&x[0], &x[1], &x[2], &args).unwrap();
+            assert_differences(&[&q, &k, &v], f, kind);
+        }
+    }
+}
+
+#[test]
+fn nothing_to_attend_to() {
+    let empty = tensor(1, (0, 2, 8));
+    assert_eq!(attention(&empty, &empty, &empty, &plain(&[0])).unwrap().dims(), [0, 2, 8]);
+    assert_eq!(cached_attention(&empty, &[], &plain(&[0])).unwrap().dims(), [0, 2, 8]);
+    let cache = tensor(2, (4, 2, 8));
+    let caches = [KeyValues { k: &cache, v: &cache, len: 0 }];
+    assert_eq!(cached_attention(&empty, &caches, &plain(&[0, 0])).unwrap().dims(), [0, 2, 8]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let (q, k) = (tensor(1, (5, 4, 8)), tensor(2, (5, 2, 8)));
+    let bias = tensor(3, (4, 7));
+    let fails = |k: &Tensor, v: &Tensor, args: AttentionArgs| attention(&q, k, v, &args).unwrap_err();
+    fails(&tensor(2, (5, 3, 8)), &tensor(2, (5, 3, 8)), plain(&[0, 5]));
+    fails(&k, &tensor(2, (5, 2, 9)), plain(&[0, 5]));
+    fails(&tensor(2, (4, 2, 8)), &tensor(2, (4, 2, 8)), plain(&[0, 5]));
+    fails(&k, &k, plain(&[0, 4]));
+    fails(&k, &k, plain(&[0, 6, 5]));
+    fails(&k, &k, plain(&[]));
+    fails(&k, &k, AttentionArgs { window: Some(0), ..plain(&[0, 5]) });
+    fails(&k, &k, AttentionArgs { bias: Some(&bias), ..plain(&[0, 5]) });
+    let too_long = KeyValues { k: &k, v: &k, len: 6 };
+    cached_attention(&q, &[too_long], &plain(&[0, 5])).unwrap_err();
+    cached_attention(&q, &[KeyValues { len: 4, ..too_long }], &plain(&[0, 5])).unwrap_err();
+    cached_attention(&q, &[], &plain(&[0, 5])).unwrap_err();
+}
+
+/// 32k tokens would need 4 GiB for one head's scores.
+#[test]
+fn a_long_prompt_needs_little_memory() {
+    let x = tensor(1, (32_768, 1, 4));
+    let window = |x: &Tensor, offsets: &[usize]| {
+        attention(x, x, x, &AttentionArgs { window: Some(100), ..plain(offsets) }).unwrap()
+    };
+    let got = window(&x, &[0, 32_768]).narrow(0, 30_100, 100).unwrap();
+    let want = window(&x.narrow(0, 30_000, 200).unwrap(), &[0, 200]).narrow(0, 100, 100).unwrap();
+    assert_close(&got, &want, 1e-5, "the window's keys");
 }
