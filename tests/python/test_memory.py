@@ -17,7 +17,7 @@ generator = cw.Generator(model)
 dice = random.Random(0)
 
 def request():
-    prompt = [dice.randrange(model.vocab_size) for _ in range(dice.randrange(1, 200))]
+    prompt = [dice.randrange(model.vocab_size) for _ in range(dice.randrange(1, 120))]
     options = dict(
         max_new_tokens=dice.randrange(1, 24),
         temperature=dice.choice([0.0, 0.7, 1.3]),
