@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor};
 
-use super::rows;
+use super::rows::{self, Term};
 use super::simd::{Kernel, Level, Simd};
 use crate::{Error, Result};
 
@@ -139,20 +139,34 @@ impl Kernel for LogSum<'_> {
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let (mut max, mut exponentials, mut plain) = (f32::NEG_INFINITY, 0f32, 0f64);
         for piece in self.0.chunks(PIECE) {
-            let lanes = |at, n| rows::load_filled(s, piece, at, n, f32::NEG_INFINITY);
             let mut largest = s.splat(max);
             for at in (0..piece.len()).step_by(S::LANES) {
-                largest = s.max(largest, lanes(at, S::LANES.min(piece.len() - at)));
+                let n = S::LANES.min(piece.len() - at);
+                largest = s.max(largest, rows::load_filled(s, piece, at, n, f32::NEG_INFINITY));
             }
             let next = s.largest(largest);
             // A row of nothing but minus infinity has no maximum to subtract.
             let shift = if next == f32::NEG_INFINITY { 0.0 } else { next };
-            let sum = rows::sum(s, piece.len(), |at, n| s.exp(s.sub(lanes(at, n), s.splat(shift))));
+            let sum = rows::sum(s, piece.len(), Exponentials { x: piece, shift });
             exponentials = exponentials * (max - shift).exp() + sum;
-            plain += f64::from(rows::sum(s, piece.len(), |at, n| rows::load(s, piece, at, n)));
+            plain += f64::from(rows::sum(s, piece.len(), piece));
             max = next;
         }
         (max + exponentials.ln(), plain as f32)
+    }
+}
+
+/// `exp(x - shift)`.
+#[derive(Clone, Copy)]
+struct Exponentials<'a> {
+    x: &'a [f32],
+    shift: f32,
+}
+
+impl Term for Exponentials<'_> {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        s.exp(s.sub(rows::load_filled(s, self.x, at, n, f32::NEG_INFINITY), s.splat(self.shift)))
     }
 }
 

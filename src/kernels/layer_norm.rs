@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor};
 
-use super::rows::{self, Floats};
+use super::rows::{self, Floats, Product, Squares, Term, Weighted};
 use super::simd::{Kernel, Level, Simd};
 use crate::Result;
 
@@ -108,12 +108,25 @@ impl CustomOp1 for LayerNorm {
 #[inline(always)]
 fn statistics<S: Simd>(s: S, x: &[f32], eps: f32) -> (f32, f32) {
     let len = x.len() as f32;
-    let mean = rows::sum(s, x.len(), |at, n| rows::load(s, x, at, n)) / len;
-    let squares = rows::sum(s, x.len(), |at, n| {
-        let v = s.sub(rows::load_filled(s, x, at, n, mean), s.splat(mean));
-        s.mul(v, v)
-    });
+    let mean = rows::sum(s, x.len(), x) / len;
+    let squares = rows::sum(s, x.len(), Squares { x, around: mean });
     (mean, 1.0 / (squares / len + eps).sqrt())
+}
+
+/// The normalised row.
+#[derive(Clone, Copy)]
+struct Normed<'a> {
+    x: &'a [f32],
+    mean: f32,
+    r: f32,
+}
+
+impl Term for Normed<'_> {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        let v = s.sub(rows::load_filled(s, self.x, at, n, self.mean), s.splat(self.mean));
+        s.mul(v, s.splat(self.r))
+    }
 }
 
 struct Forward<'a> {
@@ -161,15 +174,14 @@ impl Kernel for Backward<'_> {
         let inputs = self.x.chunks_exact(hidden).zip(self.dy.chunks_exact(hidden));
         for ((x, dy), dx) in inputs.zip(self.dx.chunks_exact_mut(hidden)) {
             let (mean, r) = statistics(s, x, self.eps);
-            let normed = |at, n| s.mul(s.sub(rows::load(s, x, at, n), s.splat(mean)), s.splat(r));
-            // Zero where the last vector is filled up, as the weight is loaded as zeros there.
-            let g = |at, n| s.mul(self.weight.load(s, at, n), rows::load(s, dy, at, n));
+            let normed = Normed { x, mean, r };
+            let g = Weighted { weight: self.weight, x: dy };
             let g_mean = s.splat(rows::sum(s, hidden, g) / hidden as f32);
-            let product = rows::sum(s, hidden, |at, n| s.mul(g(at, n), normed(at, n)));
+            let product = rows::sum(s, hidden, Product(g, normed));
             let back = s.splat(-product / hidden as f32);
             for at in (0..hidden).step_by(S::LANES) {
                 let n = S::LANES.min(hidden - at);
-                let v = s.fma(normed(at, n), back, s.sub(g(at, n), g_mean));
+                let v = s.fma(normed.at(s, at, n), back, s.sub(g.at(s, at, n), g_mean));
                 rows::store(s, dx, at, n, s.mul(v, s.splat(r)));
             }
         }

@@ -8,7 +8,7 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor,
 };
 
-use super::rows::{self, Floats};
+use super::rows::{self, Floats, Product, Squares, Term, Weighted};
 use super::simd::{Kernel, Level, Simd};
 use crate::Result;
 
@@ -145,10 +145,7 @@ impl CustomOp2 for RmsNorm {
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
 fn inverse_root<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
-    let squares = rows::sum(s, x.len(), |at, n| {
-        let v = rows::load(s, x, at, n);
-        s.mul(v, v)
-    });
+    let squares = rows::sum(s, x.len(), Squares { x, around: 0.0 });
     1.0 / (squares / x.len() as f32 + eps).sqrt()
 }
 
@@ -194,12 +191,12 @@ impl Kernel for Backward<'_> {
         let inputs = self.x.chunks_exact(hidden).zip(self.dy.chunks_exact(hidden));
         for ((x, dy), dx) in inputs.zip(self.dx.chunks_exact_mut(hidden)) {
             let r = inverse_root(s, x, self.eps);
-            let g = |at, n| s.mul(self.weight.load(s, at, n), rows::load(s, dy, at, n));
-            let product = rows::sum(s, hidden, |at, n| s.mul(rows::load(s, x, at, n), g(at, n)));
+            let g = Weighted { weight: self.weight, x: dy };
+            let product = rows::sum(s, hidden, Product(x, g));
             let (factor, back) = (s.splat(r), s.splat(-r * r * r * product / hidden as f32));
             for at in (0..hidden).step_by(S::LANES) {
                 let n = S::LANES.min(hidden - at);
-                let v = s.fma(rows::load(s, x, at, n), back, s.mul(g(at, n), factor));
+                let v = s.fma(rows::load(s, x, at, n), back, s.mul(g.at(s, at, n), factor));
                 rows::store(s, dx, at, n, v);
             }
         }

@@ -118,20 +118,75 @@ pub(super) fn store<S: Simd>(s: S, x: &mut [f32], at: usize, n: usize, v: S::V) 
     unsafe { s.store_first(x[at..at + n].as_mut_ptr(), n, v) }
 }
 
-/// The sum of the vectors `term(at, n)` that cover `0..len`; four partial sums hide the latency of an addition.
+/// Vectors that are summed. A trait and not a closure, which the compiler may leave outside of the kernel and without
+/// its instructions.
+pub(super) trait Term: Copy {
+    /// The vector that covers `at..at + n`; lanes from `n` on are 0.
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V;
+}
+
+/// The elements themselves.
+impl Term for &[f32] {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        load(s, self, at, n)
+    }
+}
+
+/// Squares of the distances from a number.
+#[derive(Clone, Copy)]
+pub(super) struct Squares<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) around: f32,
+}
+
+impl Term for Squares<'_> {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        let v = s.sub(load_filled(s, self.x, at, n, self.around), s.splat(self.around));
+        s.mul(v, v)
+    }
+}
+
+/// What flows back through a weight.
+#[derive(Clone, Copy)]
+pub(super) struct Weighted<'a> {
+    pub(super) weight: Floats<'a>,
+    pub(super) x: &'a [f32],
+}
+
+impl Term for Weighted<'_> {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        s.mul(self.weight.load(s, at, n), load(s, self.x, at, n))
+    }
+}
+
+/// The product of two terms.
+#[derive(Clone, Copy)]
+pub(super) struct Product<A, B>(pub(super) A, pub(super) B);
+
+impl<A: Term, B: Term> Term for Product<A, B> {
+    #[inline(always)]
+    fn at<S: Simd>(self, s: S, at: usize, n: usize) -> S::V {
+        s.mul(self.0.at(s, at, n), self.1.at(s, at, n))
+    }
+}
+
+/// The sum of a term over `0..len`; four partial sums hide the latency of an addition.
 #[inline(always)]
-pub(super) fn sum<S: Simd>(s: S, len: usize, term: impl Fn(usize, usize) -> S::V) -> f32 {
+pub(super) fn sum<S: Simd>(s: S, len: usize, term: impl Term) -> f32 {
     let mut sums = [s.splat(0.0); 4];
     let mut at = 0;
     while at + 4 * S::LANES <= len {
         for (i, sum) in sums.iter_mut().enumerate() {
-            *sum = s.add(*sum, term(at + i * S::LANES, S::LANES));
+            *sum = s.add(*sum, term.at(s, at + i * S::LANES, S::LANES));
         }
         at += 4 * S::LANES;
     }
     while at < len {
         let n = S::LANES.min(len - at);
-        sums[0] = s.add(sums[0], term(at, n));
+        sums[0] = s.add(sums[0], term.at(s, at, n));
         at += n;
     }
     s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
