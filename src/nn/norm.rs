@@ -43,10 +43,11 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and, if asked for, `bias` below `scope`.
+    /// Reads `weight` and, if asked for, `bias` below `scope`, or `gamma` and `beta` as early checkpoints call them.
     pub fn load(scope: &Scope, hidden: usize, eps: f64, bias: bool) -> Result<Self> {
-        let weight = scope.tensor("weight", &[hidden])?;
-        let bias = if bias { Some(scope.tensor("bias", &[hidden])?) } else { None };
+        let names = if scope.contains("gamma") { ["gamma", "beta"] } else { ["weight", "bias"] };
+        let weight = scope.tensor(names[0], &[hidden])?;
+        let bias = if bias { Some(scope.tensor(names[1], &[hidden])?) } else { None };
         Ok(Self { weight, bias, eps })
     }
 

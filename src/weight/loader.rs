@@ -77,6 +77,13 @@ impl<'a> Loader<'a> {
         device::compute_dtype(&self.device, self.dtype)
     }
 
+    /// Number of elements of all tensors read so far.
+    pub fn parameters_read(&self) -> usize {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let infos = read.iter().filter_map(|name| self.source.info(name));
+        infos.map(|info| info.shape.iter().product::<usize>()).sum()
+    }
+
     /// Reports everything that was missing, misshapen, or never read.
     ///
     /// `ignorable` names tensors that real checkpoints carry without need, such as stored rotary frequencies.
