@@ -113,6 +113,11 @@ impl<'a> Fields<'a> {
         Ok(map.map(|map| Self { file: self.file, prefix: format!("{}{field}.", self.prefix), map }))
     }
 
+    /// How many entries an optional nested object has.
+    pub fn entries(&self, field: &str) -> Result<Option<usize>> {
+        Ok(self.nested(field)?.map(|nested| nested.map.len()))
+    }
+
     /// `num_hidden_layers`, bounded.
     pub fn layers(&self, field: &str) -> Result<usize> {
         let layers = self.size(field)?;

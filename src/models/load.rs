@@ -43,6 +43,9 @@ impl Default for LoadOptions {
     }
 }
 
+/// Where the first repositories of sentence-transformers keep the transformer.
+const OLD_TRANSFORMER_FOLDER: &str = "0_Transformer";
+
 /// The name of the model that comes with candlewick.
 pub const BUNDLED: &str = "candlewick/tiny";
 
@@ -53,7 +56,9 @@ const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
 pub struct Checkpoint {
     /// What the caller asked for.
     pub name: String,
-    /// The directory with `config.json`.
+    /// The directory that was found for the name.
+    pub root: PathBuf,
+    /// The directory with `config.json`: the same, or one that `root` keeps its transformer in.
     pub directory: PathBuf,
     /// `config.json`.
     pub config: Value,
@@ -71,11 +76,13 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::ModelNotFound`], and whatever the files' own readers report.
     pub fn open(name: &str, options: &LoadOptions) -> Result<Self> {
-        let path = locate(name, options)?;
-        if path.is_file() {
-            return Self::open_gguf(name, &path);
+        let root = locate(name, options)?;
+        if root.is_file() {
+            return Self::open_gguf(name, &root);
         }
-        let directory = path;
+        let nested = root.join(OLD_TRANSFORMER_FOLDER);
+        let old_layout = !root.join("config.json").is_file() && nested.join("config.json").is_file();
+        let directory = if old_layout { nested } else { root.clone() };
         let config_path = directory.join("config.json");
         if !config_path.is_file() {
             let reason = format!("the directory {} has no config.json", directory.display());
@@ -89,7 +96,7 @@ impl Checkpoint {
             Value::Object(Default::default())
         };
         let tensors = Arc::new(SafetensorsSource::open(&directory)?);
-        Ok(Self { name: name.to_owned(), directory, config, generation_config, tensors, gguf: None })
+        Ok(Self { name: name.to_owned(), root, directory, config, generation_config, tensors, gguf: None })
     }
 
     fn open_gguf(name: &str, path: &Path) -> Result<Self> {
@@ -98,9 +105,11 @@ impl Checkpoint {
             return Err(Error::ModelNotFound { name: name.to_owned(), reason: reason.into() });
         }
         let source = Arc::new(GgufSource::open(path)?);
+        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
         Ok(Self {
             name: name.to_owned(),
-            directory: path.parent().unwrap_or(Path::new("")).to_path_buf(),
+            root: directory.clone(),
+            directory,
             config: source.config()?,
             generation_config: source.generation_config()?,
             tensors: Arc::clone(&source) as Arc<dyn TensorSource>,

@@ -282,11 +282,7 @@ impl Model {
 
     /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.
     pub fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.inner.process {
-            return Ok(());
-        }
-        let reason = "the model was loaded before fork(); load it in the child process, or use the \"spawn\" start method";
-        Err(Error::internal("this process cannot use the model", reason))
+        check_process(self.inner.process)
     }
 
     /// The one value of type `T` that belongs to this model, made at first use.
@@ -471,8 +467,18 @@ fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder>
     Ok(decoder)
 }
 
+/// Refuses to work in another process than the one that loaded.
+pub(super) fn check_process(loaded_in: u32) -> Result<()> {
+    if std::process::id() == loaded_in {
+        return Ok(());
+    }
+    let reason =
+        "the model was loaded before fork(); load it in the child process, or use the \"spawn\" start method";
+    Err(Error::internal("this process cannot use the model", reason))
+}
+
 /// Refuses a model whose weights alone exceed the limit, before any is read; without a dtype they stay as stored.
-fn check_memory(
+pub(super) fn check_memory(
     tensors: &dyn TensorSource,
     dtype: Option<DType>,
     recipe: Option<&Recipe>,

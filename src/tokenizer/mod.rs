@@ -23,7 +23,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::AddedToken;
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{AddedToken, NormalizerWrapper};
 
 pub use chat_options::{ChatOptions, RenderedChat};
 pub use config::TokenizerConfig;
@@ -171,6 +172,25 @@ impl Tokenizer {
     /// The vocabulary itself.
     pub fn inner(&self) -> &tokenizers::Tokenizer {
         &self.shared.inner
+    }
+
+    /// Whether an id is one of the special tokens, such as those around a text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.id_to_token(id).is_some_and(|token| self.is_special_token(&token))
+    }
+
+    /// The same tokenizer, which makes letters small before anything else.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where the vocabulary does not take the change.
+    pub fn lowercased(&self) -> Result<Self> {
+        let mut inner = self.inner().clone();
+        let mut steps = vec![NormalizerWrapper::from(Lowercase)];
+        steps.extend(inner.get_normalizer().cloned());
+        inner
+            .with_normalizer(Some(Sequence::new(steps)))
+            .map_err(|error| Error::internal("changing the tokenizer's normalizer failed", error))?;
+        Ok(Self::from_parts(inner, self.config().clone())?.with_eos_token_ids(self.eos_token_ids.to_vec()))
     }
 
     fn is_special_token(&self, token: &str) -> bool {
