@@ -41,7 +41,21 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("train", &["error", "batch", "tokenizer", "models", "adapter", "kernels::cross_entropy"]),
-    ("embed", &["error", "batch", "tokenizer", "models", "adapter"]),
+    (
+        "embed",
+        &[
+            "error",
+            "batch",
+            "tokenizer",
+            "models",
+            "adapter",
+            // The files that describe modules, and a pass through the model.
+            "checkpoint::read_json",
+            "nn::Pass",
+            "nn::AdapterSet",
+            "nn::AdapterPlan",
+        ],
+    ),
     (
         "python",
         &[

@@ -4,6 +4,7 @@ mod adapter;
 mod allocations;
 mod chat_template;
 mod checkpoint;
+mod embed;
 mod fixtures;
 mod generate;
 mod gguf;
