@@ -1,4 +1,4 @@
-"""Progress bars of downloads, where tqdm is installed and somebody wants to see them."""
+"""Progress bars, where tqdm is installed and somebody wants to see them."""
 
 from __future__ import annotations
 
@@ -60,3 +60,37 @@ class Downloads:
         """Leave the bars as they are."""
         for bar in self._bars.values():
             bar.close()
+
+
+class Texts:
+    """A bar over the texts of one call.
+
+    Args:
+        show_progress_bar: As for ``wanted``.
+        total: Number of texts.
+        unit: What they are called.
+    """
+
+    def __init__(self, show_progress_bar: bool | None, total: int, unit: str) -> None:
+        self._bar: Any = None
+        if wanted(show_progress_bar):
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                logging.getLogger("candlewick").info("install tqdm to see progress bars")
+            else:
+                self._bar = tqdm(total=total, unit=unit)
+
+    def update(self, done: int) -> None:
+        """Show how many are done.
+
+        Args:
+            done: That many in all.
+        """
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._native import Model
+from ._native import Embedder, Model, Reranker
 
 
 def model(source: str, options: dict[str, Any]) -> Model:
@@ -18,3 +18,29 @@ def model(source: str, options: dict[str, Any]) -> Model:
         The model.
     """
     return Model.from_pretrained(source, **options)
+
+
+def embedder(source: str, options: dict[str, Any]) -> Embedder:
+    """Load an embedder as it was loaded before.
+
+    Args:
+        source: What it was loaded from.
+        options: The keywords of ``Embedder.from_pretrained``.
+
+    Returns:
+        The embedder.
+    """
+    return Embedder.from_pretrained(source, **options)
+
+
+def reranker(source: str, options: dict[str, Any]) -> Reranker:
+    """Load a reranker as it was loaded before.
+
+    Args:
+        source: What it was loaded from.
+        options: The keywords of ``Reranker.from_pretrained``.
+
+    Returns:
+        The reranker.
+    """
+    return Reranker.from_pretrained(source, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import math
 import os
@@ -126,6 +127,37 @@ def chat(arguments: argparse.Namespace) -> int:
                 _note(f"unknown command {line.split()[0]}. {CHAT_HELP}")
             elif line:
                 messages = _answer(generator, [*messages, {"role": "user", "content": line}])
+
+
+def embed(arguments: argparse.Namespace) -> int:
+    """Write a vector for each line of a file, as a NumPy file or as lines of JSON."""
+    source = sys.stdin if arguments.file == "-" else Path(arguments.file).open(encoding="utf-8")  # noqa: SIM115
+    with source:
+        texts = [line.rstrip("\r\n") for line in source]
+    with cw.Embedder.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        local_files_only=arguments.local_files_only,
+    ) as embedder:
+        encode = {"query": embedder.encode_query, "document": embedder.encode_document}.get(
+            arguments.role, embedder.encode
+        )
+        vectors = encode(
+            texts,
+            truncate_dim=arguments.truncate_dim,
+            normalize=arguments.normalize or None,
+            show_progress_bar=sys.stderr.isatty(),
+        )
+    if arguments.output is None:
+        for vector in vectors:
+            print(json.dumps([float(value) for value in vector]))
+    else:
+        with Path(arguments.output).open("wb") as file:
+            np.save(file, vectors)
+        _note(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {arguments.output}")
+    return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -301,6 +333,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command)
     _add_sampling(command)
     command.set_defaults(run=chat)
+
+    command = commands.add_parser("embed", help="write a vector for each line of a file")
+    _add_model(command, quantize=False)
+    command.add_argument("file", metavar="FILE", help="a text on each line; - reads standard input")
+    command.add_argument("-o", "--output", metavar="FILE", help="a NumPy file; without it, lines of JSON")
+    command.add_argument("--role", choices=("query", "document"), help="use the model's prompt for these")
+    command.add_argument("--truncate-dim", type=int, metavar="N", help="keep this many dimensions")
+    command.add_argument("--normalize", action="store_true", help="make all vectors as long as 1")
+    command.set_defaults(run=embed)
 
     command = commands.add_parser("info", help="describe a model")
     _add_model(command)

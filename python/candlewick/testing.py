@@ -1,8 +1,8 @@
 """A pytest plugin and a scripted model for test suites of programs that use candlewick.
 
-pytest loads this module by itself wherever candlewick is installed, which adds the fixture ``tiny_model``. It
-deliberately does not fake token probabilities or timing: a test about those belongs on the bundled model, which is
-small, offline and deterministic.
+pytest loads this module by itself wherever candlewick is installed, which adds the fixtures ``tiny_model`` and
+``tiny_embedder``. It deliberately does not fake token probabilities or timing: a test about those belongs on the
+bundled model, which is small, offline and deterministic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import candlewick as cw
 
-__all__ = ["ScriptedGeneration", "ScriptedModel", "ScriptedStream", "ScriptedToken", "tiny_model"]
+__all__ = ["ScriptedGeneration", "ScriptedModel", "ScriptedStream", "ScriptedToken", "tiny_embedder", "tiny_model"]
 
 #: The token id that ends every scripted text.
 EOS_TOKEN_ID = 0
@@ -35,6 +35,15 @@ def tiny_model() -> Iterator[cw.Model]:
 
     with cw.Model.from_pretrained("candlewick/tiny", device="cpu") as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_embedder() -> Iterator[cw.Embedder]:
+    """The bundled model as an embedder: offline, deterministic, loaded once per session."""
+    import candlewick as cw
+
+    with cw.Embedder.from_pretrained("candlewick/tiny", device="cpu") as embedder:
+        yield embedder
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 //! Values across the boundary: JSON, arrays, prompts.
 
 use candle_core::{DType, Tensor};
-use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString, PyTuple};
@@ -32,6 +32,48 @@ pub(super) fn matrix<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'p
     };
     let ((rows, columns), values) = read()?;
     PyArray1::from_vec(py, values).reshape([rows, columns])
+}
+
+/// Values row by row as an array `[rows, columns]`, or `[columns]` unless `many`.
+pub(super) fn array<T: Element>(
+    py: Python<'_>,
+    values: Vec<T>,
+    columns: usize,
+    many: bool,
+) -> PyResult<Bound<'_, PyAny>> {
+    let rows = values.len().checked_div(columns).unwrap_or(0);
+    let flat = PyArray1::from_vec(py, values);
+    if many { Ok(flat.reshape([rows, columns])?.into_any()) } else { Ok(flat.into_any()) }
+}
+
+/// Vectors as float32 values row by row, and the width of a row; a single vector is one row.
+pub(super) fn vectors(value: &Bound<'_, PyAny>) -> PyResult<(Vec<f32>, usize)> {
+    let numpy = value.py().import("numpy")?;
+    let array = numpy.call_method1("ascontiguousarray", (value, "float32"))?;
+    let array: PyReadonlyArray2<'_, f32> = numpy.call_method1("atleast_2d", (array,))?.extract()?;
+    Ok((array.as_slice().map_err(PyErr::from)?.to_vec(), array.as_array().ncols()))
+}
+
+/// One text, or an iterable of them; the flag says which.
+pub(super) fn texts(name: &str, value: &Bound<'_, PyAny>) -> PyResult<(Vec<String>, bool)> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok((vec![text.to_str()?.to_owned()], false));
+    }
+    let text = |(index, item): (usize, PyResult<Bound<'_, PyAny>>)| -> PyResult<String> {
+        let item = item?;
+        match item.cast::<PyString>() {
+            Ok(text) => Ok(text.to_str()?.to_owned()),
+            Err(_) => {
+                let kind = item.get_type().name()?;
+                Err(PyTypeError::new_err(format!("{name}: item {index} is of type {kind}, expected str")))
+            }
+        }
+    };
+    let Ok(items) = value.try_iter() else {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("{name}: got {kind}, expected a str or a list of str")));
+    };
+    Ok((items.enumerate().map(text).collect::<PyResult<_>>()?, true))
 }
 
 /// Whether a value is a list, a tuple, or something like an array; text is not.

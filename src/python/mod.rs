@@ -3,13 +3,19 @@
 //! Each method converts its arguments, enters the core through [`enter`], and converts the result. It computes nothing.
 
 mod convert;
+mod embedder;
+mod encode;
 mod enter;
 mod errors;
 mod generator;
 mod model;
 mod notify;
+mod pending;
 mod registry;
+mod reranker;
 mod results;
+mod settings;
+mod source;
 mod stream;
 mod tokenizer;
 
@@ -23,11 +29,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[pymodule]
 mod _native {
     #[pymodule_export]
+    use super::embedder::Embedder;
+    #[pymodule_export]
     use super::generator::Generator;
     #[pymodule_export]
     use super::model::Model;
     #[pymodule_export]
     use super::registry::{Adapter, AdapterInfo, AdapterRegistry};
+    #[pymodule_export]
+    use super::reranker::Reranker;
     #[pymodule_export]
     use super::results::{Generation, StreamToken};
     #[pymodule_export]

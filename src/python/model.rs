@@ -1,8 +1,7 @@
 //! `Model`: loading a checkpoint, and what it says about itself.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -10,8 +9,9 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use super::convert;
 use super::enter::enter_long;
 use super::registry::{chosen, to_merge};
+use super::source;
 use super::tokenizer::Tokenizer;
-use crate::checkpoint::{HubOptions, Progress};
+use crate::checkpoint::HubOptions;
 use crate::models::{self, LoadOptions};
 use crate::{Error, Result};
 
@@ -44,9 +44,6 @@ struct Opened {
     local_files_only: bool,
     memory_limit_bytes: Option<u64>,
 }
-
-/// Bytes of each file of a download: those that are there, and all.
-type Downloads = Arc<Mutex<BTreeMap<String, (u64, Option<u64>)>>>;
 
 impl Model {
     /// The core's handle.
@@ -157,19 +154,18 @@ impl Model {
             local_files_only,
             memory_limit_bytes,
         };
-        let downloads = Downloads::default();
         let options = LoadOptions {
             device: opened.device.clone(),
             dtype: opened.dtype.clone(),
             quantize: opened.quantize.clone(),
             memory_limit_bytes,
-            bundled: Some(bundled_directory(py)?),
+            bundled: Some(source::bundled_directory(py)?),
             hub: HubOptions { revision, cache_dir, token, local_files_only, ..HubOptions::default() },
         };
-        let bars = py.import("candlewick._progress")?.getattr("Downloads")?.call1((show_progress_bar,))?;
-        let loaded = load(py, &opened.source, options, &downloads, &bars);
-        bars.call_method0("close")?;
-        Ok(Self { inner: Mutex::new(Some(loaded?)), opened })
+        let loaded = source::load(py, options, show_progress_bar, |options| {
+            models::Model::load(&opened.source, &options)
+        })?;
+        Ok(Self { inner: Mutex::new(Some(loaded)), opened })
     }
 
     /// ``config.json`` as read.
@@ -418,39 +414,4 @@ impl Model {
         ];
         py.import("candlewick.notebook")?.call_method1("table", ("Model", rows.to_vec()))?.extract()
     }
-}
-
-fn bundled_directory(py: Python<'_>) -> PyResult<PathBuf> {
-    let package: Vec<PathBuf> = py
-        .import("candlewick")?
-        .getattr("__path__")?
-        .try_iter()?
-        .map(|path| path?.extract())
-        .collect::<PyResult<_>>()?;
-    Ok(package.first().map(|path| path.join("tiny")).unwrap_or_default())
-}
-
-fn load(
-    py: Python<'_>,
-    source: &str,
-    mut options: LoadOptions,
-    downloads: &Downloads,
-    bars: &Bound<'_, PyAny>,
-) -> PyResult<models::Model> {
-    let seen = Arc::clone(downloads);
-    options.hub.progress = Some(Arc::new(move |progress: Progress<'_>| {
-        let state = (progress.downloaded_bytes, progress.total_bytes);
-        seen.lock().unwrap_or_else(PoisonError::into_inner).insert(progress.file.to_owned(), state);
-    }));
-    let work = |cancel: &Arc<_>| {
-        options.hub.cancel = Some(Arc::clone(cancel));
-        models::Model::load(source, &options)
-    };
-    enter_long(py, work, |_| {
-        let now = downloads.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (file, (done, total)) in now {
-            bars.call_method1("update", (file, done, total))?;
-        }
-        Ok(())
-    })
 }

@@ -1,6 +1,7 @@
 """The ``candlewick`` command, run as a user runs it."""
 
 import importlib.metadata
+import json
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import sysconfig
 import time
 
+import numpy as np
 import pytest
 
 import candlewick as cw
@@ -141,3 +143,14 @@ def test_a_reader_that_leaves_is_no_error(slow_model):
     assert child.stderr.read() == ""
     child.stderr.close()
     assert child.wait(60) == cli.EXIT_BROKEN_PIPE
+
+
+def test_embed_equals_the_library(run_python, tiny_embedder, tmp_path):
+    texts = ["The dog ran home.", "", "A cat."]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    done = run_python(*CLI, "embed", TINY, "texts.txt", "-o", "out.npy")
+    assert done.returncode == 0, done.stderr
+    wanted = tiny_embedder.encode(texts)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, atol=1e-6)
+    done = run_python(*CLI, "embed", TINY, "-", "--truncate-dim", "3", stdin="The dog ran home.\n")
+    np.testing.assert_allclose(json.loads(done.stdout), wanted[0][:3], atol=1e-6)

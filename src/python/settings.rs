@@ -1,0 +1,58 @@
+//! What a caller of `Embedder.from_pretrained` wants to be different from what the repository says.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::embed::EmbedderOptions;
+use crate::models::LoadOptions;
+
+/// One string, or a list of them.
+#[derive(Clone, FromPyObject, IntoPyObject)]
+pub(super) enum Names {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// What was asked to be different from what the repository says.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) pooling: Option<Names>,
+    pub(super) normalize: Option<bool>,
+    pub(super) max_length: Option<usize>,
+    pub(super) prompts: Vec<(String, String)>,
+    pub(super) default_prompt_name: Option<String>,
+    pub(super) truncate_dim: Option<usize>,
+}
+
+impl Settings {
+    /// The core's options.
+    pub(super) fn options(self, load: LoadOptions) -> EmbedderOptions {
+        EmbedderOptions {
+            load,
+            pooling: match self.pooling {
+                None => Vec::new(),
+                Some(Names::One(mode)) => vec![mode],
+                Some(Names::Many(modes)) => modes,
+            },
+            normalize: self.normalize,
+            max_length: self.max_length,
+            prompts: self.prompts,
+            default_prompt_name: self.default_prompt_name,
+            truncate_dim: self.truncate_dim,
+        }
+    }
+
+    /// Adds the keywords to those that open the same embedder again.
+    pub(super) fn add_to(&self, keywords: &Bound<'_, PyDict>) -> PyResult<()> {
+        let prompts = PyDict::new(keywords.py());
+        for (name, prompt) in &self.prompts {
+            prompts.set_item(name, prompt)?;
+        }
+        keywords.set_item("prompts", prompts)?;
+        keywords.set_item("pooling", self.pooling.clone())?;
+        keywords.set_item("normalize", self.normalize)?;
+        keywords.set_item("max_length", self.max_length)?;
+        keywords.set_item("default_prompt_name", &self.default_prompt_name)?;
+        keywords.set_item("truncate_dim", self.truncate_dim)
+    }
+}
