@@ -11,13 +11,18 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result as CandleResult, Shape, Storage, Tensor,
 };
 
-use super::cpu::PackedMatrix;
+use super::cpu::{PackedMatrix, PackedQuant};
 use crate::{Error, Result};
 
 /// `x Wᵀ` for `x: [.., in]`, f32 on the CPU, and a packed weight `[out, in]`; gives `[.., out]` in f32.
 ///
 /// Differentiable in `x`. Fails when `x` is elsewhere, of another dtype, or of another width.
 pub fn packed_linear(x: &Tensor, weight: &Arc<PackedMatrix>) -> Result<Tensor> {
+    apply(&x.contiguous()?, Packed { weight: weight.clone(), transposed: false })
+}
+
+/// As [`packed_linear`], for a weight in a block format; activations are quantised as ggml does, gradients are not.
+pub fn quant_linear(x: &Tensor, weight: &Arc<PackedQuant>) -> Result<Tensor> {
     apply(&x.contiguous()?, Packed { weight: weight.clone(), transposed: false })
 }
 
@@ -52,13 +57,48 @@ fn output_shape(layout: &Layout, from: usize, to: usize) -> CandleResult<(Shape,
     Ok((Shape::from(dims), rows))
 }
 
-struct Packed {
-    weight: Arc<PackedMatrix>,
+/// A packed weight of either kind.
+trait Matrix: Send + Sync + 'static {
+    fn shape(&self) -> (usize, usize);
+    fn matmul(&self, x: &[f32], y: &mut [f32]);
+    fn matmul_t(&self, dy: &[f32], dx: &mut [f32]);
+}
+
+impl Matrix for PackedMatrix {
+    fn shape(&self) -> (usize, usize) {
+        self.shape()
+    }
+
+    fn matmul(&self, x: &[f32], y: &mut [f32]) {
+        self.matmul(x, y, None);
+    }
+
+    fn matmul_t(&self, dy: &[f32], dx: &mut [f32]) {
+        self.matmul_t(dy, dx);
+    }
+}
+
+impl Matrix for PackedQuant {
+    fn shape(&self) -> (usize, usize) {
+        self.shape()
+    }
+
+    fn matmul(&self, x: &[f32], y: &mut [f32]) {
+        self.matmul(x, y, None);
+    }
+
+    fn matmul_t(&self, dy: &[f32], dx: &mut [f32]) {
+        self.matmul_t(dy, dx);
+    }
+}
+
+struct Packed<M> {
+    weight: Arc<M>,
     /// Multiplies with `W` instead of `Wᵀ`: the backward pass of the other.
     transposed: bool,
 }
 
-impl CustomOp1 for Packed {
+impl<M: Matrix> CustomOp1 for Packed<M> {
     fn name(&self) -> &'static str {
         "packed-linear"
     }
@@ -75,7 +115,7 @@ impl CustomOp1 for Packed {
         if self.transposed {
             self.weight.matmul_t(x, &mut y)
         } else {
-            self.weight.matmul(x, &mut y, None)
+            self.weight.matmul(x, &mut y)
         }
         Ok((CpuStorage::F32(y), shape))
     }
@@ -213,6 +253,26 @@ mod tests {
                 assert!((slope - gradient).abs() < 2e-3, "input {i}: gradient {gradient}, slope {slope}");
             }
         }
+    }
+
+    #[test]
+    fn a_quantised_weight_passes_the_gradient_of_its_values() {
+        // Q8_0 blocks with the scale 2^-7: every value is a code over 128.
+        let code = |i: usize| (i * 37 % 255) as u8;
+        let blocks: Vec<u8> =
+            (0..5 * 2).flat_map(|b| [0, 0x20].into_iter().chain((b * 32..b * 32 + 32).map(code))).collect();
+        let packed = PackedQuant::pack(super::super::cpu::BlockFormat::Q8_0, &[&blocks], 64).unwrap();
+        let weight: Vec<f32> = (0..5 * 64).map(|i| f32::from(code(i) as i8) / 128.0).collect();
+        let weight = Tensor::from_vec(weight, (5, 64), &Device::Cpu).unwrap();
+        let x = Var::from_tensor(&tensor((2, 3, 64), 1)).unwrap();
+        let y = quant_linear(&x, &Arc::new(packed)).unwrap();
+        let expected = x.broadcast_matmul(&weight.t().unwrap()).unwrap();
+        for (a, b) in values(&y).into_iter().zip(values(&expected)) {
+            assert!((a - b).abs() <= 0.02, "{a} and {b}");
+        }
+        let slopes = tensor((2, 3, 5), 9);
+        let grads = (y * &slopes).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_close(grads.get(&x).unwrap(), &slopes.broadcast_matmul(&weight).unwrap());
     }
 
     #[test]

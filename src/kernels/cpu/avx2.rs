@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::Element;
-use super::tile::{STRIP, Tile, TileFn, Tiles};
+use super::tile::{STRIP, Tile, TileFn, Tiles, WIDE};
 
 /// Values of a vector.
 const LANES: usize = 8;
@@ -17,11 +17,12 @@ const fn narrow<const E: usize>() -> [TileFn; 6] {
 
 /// Tiles for f32 weights.
 pub(super) static F32: Tiles =
-    Tiles { narrow: &narrow::<0>(), wide: &[tile::<0, 1, 8>], rounds: false, many: None };
+    Tiles { narrow: &narrow::<0>(), wide: &[tile::<0, 1, 8>], width: WIDE, rounds: false, many: None };
 /// Tiles for bf16 weights.
 pub(super) static BF16: Tiles = Tiles {
     narrow: &narrow::<1>(),
     wide: &[tile::<1, 1, 8>],
+    width: WIDE,
     rounds: false,
     many: Some((widen_strip::<1>, &F32)),
 };
@@ -29,6 +30,7 @@ pub(super) static BF16: Tiles = Tiles {
 pub(super) static F16: Tiles = Tiles {
     narrow: &narrow::<2>(),
     wide: &[tile::<2, 1, 8>],
+    width: WIDE,
     rounds: false,
     many: Some((widen_strip::<2>, &F32)),
 };

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::Element;
-use super::tile::{STRIP, Tile, TileFn, Tiles};
+use super::tile::{STRIP, Tile, TileFn, Tiles, WIDE};
 
 const fn narrow<const E: usize>() -> [TileFn; 6] {
     [tile::<E, 1, 1>, tile::<E, 2, 1>, tile::<E, 3, 1>, tile::<E, 4, 1>, tile::<E, 5, 1>, tile::<E, 6, 1>]
@@ -18,17 +18,23 @@ const fn wide<const E: usize>() -> [TileFn; 6] {
 
 /// Tiles for f32 weights.
 pub(super) static F32: Tiles =
-    Tiles { narrow: &narrow::<0>(), wide: &wide::<0>(), rounds: false, many: None };
+    Tiles { narrow: &narrow::<0>(), wide: &wide::<0>(), width: WIDE, rounds: false, many: None };
 /// Tiles for bf16 weights; a sixth row would not leave enough registers for widening.
 pub(super) static BF16: Tiles = Tiles {
     narrow: narrow::<1>().first_chunk::<5>().unwrap(),
     wide: &wide::<1>(),
+    width: WIDE,
     rounds: false,
     many: Some((widen_strip::<1>, &F32)),
 };
 /// Tiles for f16 weights.
-pub(super) static F16: Tiles =
-    Tiles { narrow: &narrow::<2>(), wide: &wide::<2>(), rounds: false, many: Some((widen_strip::<2>, &F32)) };
+pub(super) static F16: Tiles = Tiles {
+    narrow: &narrow::<2>(),
+    wide: &wide::<2>(),
+    width: WIDE,
+    rounds: false,
+    many: Some((widen_strip::<2>, &F32)),
+};
 
 /// # Safety
 /// As [`super::tile::WidenFn`]; `E` is the position of the element type in [`Element::ALL`].

@@ -8,15 +8,16 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::avx512::{load_sums, store_sums};
-use super::tile::{STRIP, Tile, TileFn, Tiles};
+use super::tile::{STRIP, Tile, TileFn, Tiles, WIDE};
 
 const NARROW: [TileFn; 6] =
     [tile::<1, 1>, tile::<2, 1>, tile::<3, 1>, tile::<4, 1>, tile::<5, 1>, tile::<6, 1>];
-const WIDE: [TileFn; 6] =
+const FOUR: [TileFn; 6] =
     [tile::<1, 4>, tile::<2, 4>, tile::<3, 4>, tile::<4, 4>, tile::<5, 4>, tile::<6, 4>];
 
 /// Tiles for bf16 weights and activations.
-pub(super) static TILES: Tiles = Tiles { narrow: &NARROW, wide: &WIDE, rounds: true, many: None };
+pub(super) static TILES: Tiles =
+    Tiles { narrow: &NARROW, wide: &FOUR, width: WIDE, rounds: true, many: None };
 
 /// # Safety
 /// As [`TileFn`].

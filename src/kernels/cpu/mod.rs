@@ -18,6 +18,8 @@ mod bf16_avx512;
 mod matmul;
 mod pack;
 pub mod pool;
+mod product;
+mod quant;
 mod scalar;
 pub(crate) mod scratch;
 #[cfg(test)]
@@ -28,6 +30,7 @@ mod transpose;
 use std::sync::OnceLock;
 
 pub use pack::{Element, PackedMatrix};
+pub use quant::{BlockFormat, PackedQuant};
 
 /// The environment variable that forces an instruction set, by the names of [`Isa::name`].
 pub const KERNEL_VARIABLE: &str = "CANDLEWICK_CPU_KERNEL";
@@ -39,20 +42,23 @@ pub enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL, and the above.
+    /// The same and AVX-VNNI, for eight-bit products.
+    AvxVnni,
+    /// AVX2 as above, AVX-512 F, BW, DQ and VL, and VNNI where there is any.
     Avx512,
     /// The same and AVX-512 BF16.
     Avx512Bf16,
 }
 
 impl Isa {
-    const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16];
 
     /// The name that [`KERNEL_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
         }
@@ -65,6 +71,7 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Isa::AvxVnni => has!("avxvnni") && Isa::Avx2.is_available(),
             Isa::Avx512 => {
                 let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
                 avx512 && Isa::Avx2.is_available()

@@ -56,6 +56,18 @@ impl Element {
     }
 }
 
+/// Zeroed memory of at least `bytes` bytes, page-aligned, in huge pages where the system has them.
+pub(super) fn anonymous(bytes: usize) -> Result<MmapMut> {
+    let failed = |source| Error::internal(format!("allocating {bytes} bytes for a weight"), source);
+    let data = MmapMut::map_anon(bytes.max(1)).map_err(failed)?;
+    #[cfg(target_os = "linux")]
+    if bytes >= 2 << 20 {
+        // Only a hint: without huge pages the matrix is correct and a little slower.
+        let _ = data.advise(memmap2::Advice::HugePage);
+    }
+    Ok(data)
+}
+
 /// A weight of shape `[out, in]`, packed for the kernels of this module.
 pub struct PackedMatrix {
     element: Element,
@@ -111,13 +123,7 @@ impl PackedMatrix {
     ) -> Result<Self> {
         let strip_bytes = inn.div_ceil(element.step_values()) * element.step_bytes();
         let bytes = out.div_ceil(STRIP) * strip_bytes;
-        let failed = |source| Error::internal(format!("allocating {bytes} bytes for a weight"), source);
-        let mut data = MmapMut::map_anon(bytes.max(1)).map_err(failed)?;
-        #[cfg(target_os = "linux")]
-        if bytes >= 2 << 20 {
-            // Only a hint: without huge pages the matrix is correct and a little slower.
-            let _ = data.advise(memmap2::Advice::HugePage);
-        }
+        let mut data = anonymous(bytes)?;
         global().parallel_chunks(&mut data[..bytes], strip_bytes, |strip, packed| {
             let rows = (strip * STRIP..out.min((strip + 1) * STRIP)).map(&row);
             match element {

@@ -5,7 +5,7 @@
 use half::f16;
 
 use super::Element;
-use super::tile::{STRIP, Tile, TileFn, Tiles};
+use super::tile::{STRIP, Tile, TileFn, Tiles, WIDE};
 
 const TILES: [[TileFn; 4]; 3] = [
     [tile::<0, 1>, tile::<0, 2>, tile::<0, 3>, tile::<0, 4>],
@@ -14,11 +14,12 @@ const TILES: [[TileFn; 4]; 3] = [
 ];
 
 /// Tiles for f32 weights.
-pub(super) static F32: Tiles = Tiles { narrow: &TILES[0], wide: &[], rounds: false, many: None };
+pub(super) static F32: Tiles = Tiles { narrow: &TILES[0], wide: &[], width: WIDE, rounds: false, many: None };
 /// Tiles for bf16 weights.
-pub(super) static BF16: Tiles = Tiles { narrow: &TILES[1], wide: &[], rounds: false, many: None };
+pub(super) static BF16: Tiles =
+    Tiles { narrow: &TILES[1], wide: &[], width: WIDE, rounds: false, many: None };
 /// Tiles for f16 weights.
-pub(super) static F16: Tiles = Tiles { narrow: &TILES[2], wide: &[], rounds: false, many: None };
+pub(super) static F16: Tiles = Tiles { narrow: &TILES[2], wide: &[], width: WIDE, rounds: false, many: None };
 
 /// # Safety
 /// As [`TileFn`]; `E` is the position of the element type in [`Element::ALL`].

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::matmul::Target;
 use super::pool::{Pool, global};
+use super::product::Target;
 use super::tile::tiles;
 use super::{Element, Isa, PackedMatrix};
 

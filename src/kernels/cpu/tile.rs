@@ -9,7 +9,7 @@ use super::{Element, Isa};
 /// Weight rows (output columns) side by side in a strip.
 pub(super) const STRIP: usize = 16;
 
-/// Strips in a wide tile.
+/// Strips in a wide tile of plain values, and those that always go to the same task.
 pub(super) const WIDE: usize = 4;
 
 /// One call of a register tile: `rows × cols` outputs, over some steps of the inner dimension.
@@ -56,8 +56,10 @@ pub(super) type WidenFn = unsafe fn(from: *const u8, steps: usize, to: *mut f32)
 pub(super) struct Tiles {
     /// One strip wide; entry `i` has `i + 1` rows.
     pub(super) narrow: &'static [TileFn],
-    /// [`WIDE`] strips wide; entry `i` has `i + 1` rows. May be shorter.
+    /// `width` strips wide; entry `i` has `i + 1` rows. May be shorter.
     pub(super) wide: &'static [TileFn],
+    /// Strips of a wide tile, a divisor of [`WIDE`].
+    pub(super) width: usize,
     /// Whether activations are bf16, in rows padded to an even length with zeros.
     pub(super) rounds: bool,
     /// For many rows: how to convert weights to f32 once for all of them, and the tiles to use then. Same results.
@@ -76,7 +78,7 @@ pub(super) fn tiles(element: Element, isa: Isa) -> &'static Tiles {
             Element::F16 => &super::avx512::F16,
         },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => match element {
+        Isa::Avx2 | Isa::AvxVnni => match element {
             Element::F32 => &super::avx2::F32,
             Element::Bf16 => &super::avx2::BF16,
             Element::F16 => &super::avx2::F16,
@@ -87,4 +89,16 @@ pub(super) fn tiles(element: Element, isa: Isa) -> &'static Tiles {
             Element::F16 => &super::scalar::F16,
         },
     }
+}
+
+/// Asks for the cache line at `address`, which may be anywhere, without waiting for it.
+#[inline(always)]
+pub(super) fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, which never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
