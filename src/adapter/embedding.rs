@@ -35,8 +35,14 @@ impl Adapter for EmbeddingLora {
 
     fn embed(&self, ids: &[u32], y: Tensor) -> Result<Tensor> {
         let ids = Tensor::new(ids, self.a.device())?;
+        // While training, `a` is a view of a variable that is laid out the other way round.
+        let rows = if self.a.is_contiguous() {
+            self.a.index_select(&ids, 0)?
+        } else {
+            self.a.t()?.index_select(&ids, 1)?.t()?
+        };
         // [ids, rank] · [rank, hidden]
-        let change = (self.a.index_select(&ids, 0)? * self.scaling)?.matmul(&self.b)?;
+        let change = (rows * self.scaling)?.matmul(&self.b)?;
         Ok((&y + change.to_dtype(y.dtype())?)?)
     }
 

@@ -72,14 +72,14 @@ impl AdapterFile {
         Ok(file)
     }
 
-    /// An adapter in memory, from tensors by module path and name below it, f32 on the CPU.
-    pub(super) fn new(
-        name: &str,
-        config: LoraConfig,
-        base_model: Option<String>,
-        tensors: BTreeMap<String, Tensor>,
-    ) -> Self {
-        Self { path: PathBuf::from(name), config, base_model, tensors, copies: None }
+    /// An adapter in memory, from tensors by module path and name below it, f32 on the CPU; `path` is for messages.
+    pub fn from_tensors(path: &Path, config: LoraConfig, tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { path: path.to_path_buf(), config, base_model: None, tensors, copies: None }
+    }
+
+    /// The same with the name of the model it is made for.
+    pub fn with_base_model(self, name: impl Into<String>) -> Self {
+        Self { base_model: Some(name.into()), ..self }
     }
 
     fn read_tensors(&mut self, source: SafetensorsSource, from_mlx: bool) -> Result<()> {

@@ -75,15 +75,15 @@ fn step(state: u64, word: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64).rotate_left(29).wrapping_add(word)
 }
 
-/// A seeded sequence of numbers.
+/// A seeded sequence of numbers, the same on every platform and in every release.
 #[derive(Debug, Clone)]
-pub(super) struct Random {
+pub struct Random {
     state: u64,
 }
 
 impl Random {
     /// The sequence for `seed` and the name of what is drawn.
-    pub(super) fn new(seed: u64, name: &str) -> Self {
+    pub fn new(seed: u64, name: &str) -> Self {
         Self { state: mix(mix(seed) ^ hash_text(name)) }
     }
 
@@ -93,13 +93,18 @@ impl Random {
         (mix(self.state) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
+    /// A whole number from 0 to `limit - 1`; `limit` is at least 1.
+    pub fn below(&mut self, limit: usize) -> usize {
+        (self.uniform() * limit as f64) as usize
+    }
+
     /// `count` numbers, uniform over `[-bound, bound)`.
-    pub(super) fn uniforms(&mut self, count: usize, bound: f64) -> Vec<f32> {
+    pub fn uniforms(&mut self, count: usize, bound: f64) -> Vec<f32> {
         (0..count).map(|_| ((2.0 * self.uniform() - 1.0) * bound) as f32).collect()
     }
 
     /// `count` numbers of a normal distribution around 0 (Box and Muller 1958).
-    pub(super) fn normals(&mut self, count: usize, deviation: f64) -> Vec<f32> {
+    pub fn normals(&mut self, count: usize, deviation: f64) -> Vec<f32> {
         let draw = |_| {
             let (radius, angle) = ((-2.0 * (1.0 - self.uniform()).ln()).sqrt(), TAU * self.uniform());
             (radius * angle.cos() * deviation) as f32

@@ -156,12 +156,8 @@ impl TrainableAdapter {
             Ok((parameter.name.clone(), value))
         };
         let tensors = self.parameters.iter().map(copy).collect::<Result<_>>()?;
-        Ok(AdapterFile::new(
-            "adapter in training",
-            self.config.clone(),
-            Some(self.base_model.clone()),
-            tensors,
-        ))
+        let file = AdapterFile::from_tensors(Path::new("adapter in training"), self.config.clone(), tensors);
+        Ok(file.with_base_model(&self.base_model))
     }
 }
 

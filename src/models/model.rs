@@ -243,6 +243,14 @@ impl Model {
         self.inner.shape.hidden_size
     }
 
+    /// Bytes for each token that one layer takes while it is being differentiated: an estimate from its widths.
+    pub fn layer_activation_bytes(&self) -> usize {
+        let shape = &self.inner.shape;
+        let heads = (shape.num_attention_heads + 2 * shape.num_key_value_heads) * shape.head_dim;
+        let elements = 8 * shape.hidden_size + 3 * heads + 4 * shape.intermediate_size;
+        elements * device::compute_dtype(&self.inner.device, self.inner.dtype).size_in_bytes()
+    }
+
     /// The limit on memory that the caller set, in bytes.
     pub fn memory_limit_bytes(&self) -> Option<u64> {
         self.inner.memory_limit_bytes

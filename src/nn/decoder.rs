@@ -173,6 +173,12 @@ impl Decoder {
         }
     }
 
+    /// The linear layers of layer `index`, in order.
+    pub fn layer_linears<'a>(&'a self, index: usize, visit: &mut dyn FnMut(&'a Linear)) {
+        self.layers[index].self_attn.linears(visit);
+        self.layers[index].mlp.linears(visit);
+    }
+
     /// The same decoder with some parts replaced; what a closure gives `None` for is shared.
     ///
     /// A head that is tied to a replaced embedding keeps the old weight.
