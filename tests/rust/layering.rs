@@ -40,7 +40,24 @@ const ROOMS: &[(&str, &[&str])] = &[
             "nn::AdapterPlan",
         ],
     ),
-    ("train", &["error", "batch", "tokenizer", "models", "adapter", "kernels::cross_entropy"]),
+    (
+        "train",
+        &[
+            "error",
+            "batch",
+            "tokenizer",
+            "models",
+            "adapter",
+            "kernels::cross_entropy",
+            // The file of a run's state.
+            "checkpoint",
+            "weight",
+            // A pass through the model.
+            "nn::Pass",
+            "nn::AdapterSet",
+            "nn::AdapterPlan",
+        ],
+    ),
     (
         "embed",
         &[

@@ -19,3 +19,5 @@ mod quantize;
 mod sampler;
 mod save;
 mod tokenizer;
+mod train;
+mod train_data;
