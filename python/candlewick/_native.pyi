@@ -6,9 +6,206 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["__version__", "DecodeStream", "Generation", "Generator", "Model", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
+__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Generation", "Generator", "Model", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
 
 __version__: Final[str]
+
+@final
+class Adapter:
+    """
+    An adapter in memory: its configuration and tensors, without a model.
+
+    A trainer gives one, ``AdapterRegistry.add`` takes one.
+    """
+    def __repr__(self, /) -> str: ...
+    @staticmethod
+    def load(directory: str | PathLike[str]) -> Adapter:
+        """
+        Reads an adapter from a directory of PEFT or mlx-lm.
+
+        Args:
+            directory: The directory.
+
+        Returns:
+            The adapter.
+
+        Raises:
+            AdapterError: The files ask for something that cannot be honoured.
+        """
+    @property
+    def num_parameters(self, /) -> int:
+        """
+        Number of values.
+        """
+    @property
+    def rank(self, /) -> int:
+        """
+        Columns of the low-rank factors.
+        """
+    def save(self, /, directory: str | PathLike[str]) -> None:
+        """
+        Writes ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them.
+
+        Args:
+            directory: Where to; it is made if it is not there.
+        """
+
+@final
+class AdapterInfo:
+    """
+    What is known of a registered adapter.
+
+    Attributes:
+        name: The name it is registered under.
+        rank: Columns of its low-rank factors; of a combination their sum.
+        alpha: Its alpha.
+        target_modules: The modules it adapts.
+        num_parameters: Number of its values.
+        size_in_bytes: Bytes it takes beside the model.
+        generation: A hash of its content; adapters of the same generation compute the same.
+        base_model: The model it says it was made for, or None.
+    """
+    def __repr__(self, /) -> str: ...
+    @property
+    def alpha(self, /) -> float:
+        """
+        The alpha.
+        """
+    @property
+    def base_model(self, /) -> str | None:
+        """
+        The model it was made for.
+        """
+    @property
+    def generation(self, /) -> str:
+        """
+        A hash of the content.
+        """
+    @property
+    def name(self, /) -> str:
+        """
+        The name.
+        """
+    @property
+    def num_parameters(self, /) -> int:
+        """
+        Number of values.
+        """
+    @property
+    def rank(self, /) -> int:
+        """
+        Columns of the factors.
+        """
+    @property
+    def size_in_bytes(self, /) -> int:
+        """
+        Bytes beside the model.
+        """
+    @property
+    def target_modules(self, /) -> list[str]:
+        """
+        The modules it adapts.
+        """
+
+@final
+class AdapterRegistry:
+    """
+    The adapters of one model by name, and which of them is active.
+
+    Adapters never change the model: they come with each request, which keeps the version it started with whatever is
+    loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
+
+    Args:
+        model: The model.
+        max_adapters: The most adapters to hold.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> model = cw.Model.from_pretrained("candlewick/tiny")
+        >>> registry = cw.AdapterRegistry(model)
+        >>> len(registry), registry.active
+        (0, None)
+    """
+    def __contains__(self, name: Any, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> AdapterInfo: ...
+    def __iter__(self, /) -> Any: ...
+    def __len__(self, /) -> int: ...
+    def __new__(cls, /, model: Model, *, max_adapters: SupportsIndex = 16) -> AdapterRegistry: ...
+    def __repr__(self, /) -> str: ...
+    def activate(self, /, name: str) -> None:
+        """
+        Makes an adapter the one that requests use which do not name one.
+
+        Args:
+            name: The adapter.
+        """
+    @property
+    def active(self, /) -> str | None:
+        """
+        The name of the active adapter, or None.
+        """
+    def add(self, /, name: str, adapter: Adapter) -> AdapterInfo:
+        """
+        Registers an adapter that is in memory, replacing what had the name before.
+
+        Args:
+            name: The name to register it under.
+            adapter: The adapter, such as ``trainer.adapter``.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            AdapterError: It does not fit the model; nothing has changed.
+        """
+    def combine(self, /, name: str, weights: dict[str, SupportsFloat | SupportsIndex]) -> AdapterInfo:
+        """
+        Registers the exact weighted sum of what other adapters change.
+
+        Args:
+            name: The name to register it under.
+            weights: The weight of each adapter, by name.
+
+        Returns:
+            What is known of it.
+        """
+    def deactivate(self, /) -> None:
+        """
+        Goes back to the bare model.
+        """
+    def load(self, /, name: str, path_or_hub_id: str | PathLike[str]) -> AdapterInfo:
+        """
+        Loads an adapter, replacing what had the name before.
+
+        Args:
+            name: The name to register it under.
+            path_or_hub_id: A directory of PEFT or of mlx-lm, or a hub id.
+
+        Returns:
+            What is known of it.
+
+        Raises:
+            AdapterError: It cannot be applied as its files say; nothing has changed.
+            ModelNotFoundError: Neither disk nor hub has it.
+        """
+    def names(self, /) -> list[str]:
+        """
+        The names of all adapters, in the order of their loading.
+        """
+    def unload(self, /, name: str) -> None:
+        """
+        Forgets an adapter. Requests under way keep it to their end.
+
+        Args:
+            name: The adapter.
+        """
+    def using(self, /, name: str) -> Any:
+        """
+        A context in which an adapter is active; the earlier one comes back at its end.
+
+        Args:
+            name: The adapter.
+        """
 
 @final
 class DecodeStream:
@@ -325,12 +522,13 @@ class Model:
         """
         ``generation_config.json`` as read, or an empty dict.
         """
-    def hidden_states(self, /, input_ids: Any) -> Any:
+    def hidden_states(self, /, input_ids: Any, *, adapter: Any | None = None) -> Any:
         """
         Hidden states of every position after the last norm.
 
         Args:
             input_ids: One list of token ids, or a list of such lists of any lengths.
+            adapter: Name of a registered adapter; None is the active one, False the bare model.
 
         Returns:
             A float32 array ``[seq, hidden]``, or a list of such arrays.
@@ -339,12 +537,13 @@ class Model:
             InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
             ContextLengthError: A list is longer than ``context_length``.
         """
-    def logits(self, /, input_ids: Any) -> Any:
+    def logits(self, /, input_ids: Any, *, adapter: Any | None = None) -> Any:
         """
         Logits of every position.
 
         Args:
             input_ids: One list of token ids, or a list of such lists of any lengths.
+            adapter: Name of a registered adapter; None is the active one, False the bare model.
 
         Returns:
             A float32 array ``[seq, vocab]``, or a list of such arrays.
@@ -352,6 +551,19 @@ class Model:
         Raises:
             InvalidArgumentError: A list is empty, or an id is not in the vocabulary.
             ContextLengthError: A list is longer than ``context_length``.
+        """
+    def merge(self, /, adapter: Any) -> Model:
+        """
+        A model whose weights compute what this one computes with an adapter.
+
+        Args:
+            adapter: The name of a registered adapter, a directory of PEFT or mlx-lm, or an ``Adapter``.
+
+        Returns:
+            A new model; weights that the adapter does not touch are shared.
+
+        Raises:
+            AdapterError: The adapter cannot be applied as its files say.
         """
     @property
     def num_parameters(self, /) -> int:
