@@ -10,7 +10,8 @@ use pyo3::types::{PyBool, PyString, PyTuple};
 use super::enter::enter;
 use super::model::Model;
 use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile};
-use crate::{Error, Result, models, nn};
+use crate::nn::AdapterSet;
+use crate::{Error, Result, models};
 
 /// An adapter in memory: its configuration and tensors, without a model.
 ///
@@ -313,7 +314,7 @@ impl Using {
 pub(super) fn chosen(
     model: &models::Model,
     choice: Option<&Bound<'_, PyAny>>,
-) -> PyResult<Option<Arc<nn::AdapterSet>>> {
+) -> PyResult<Option<Arc<AdapterSet>>> {
     let choice = match choice {
         None => AdapterChoice::Active,
         Some(choice) if choice.is_none() => AdapterChoice::Active,
@@ -339,7 +340,7 @@ pub(super) fn to_merge(
     py: Python<'_>,
     model: &models::Model,
     given: &Bound<'_, PyAny>,
-) -> PyResult<Arc<nn::AdapterSet>> {
+) -> PyResult<Arc<AdapterSet>> {
     if let Ok(adapter) = given.cast::<Adapter>() {
         let file = &adapter.get().file;
         return enter(py, || adapter::bound(model, file, "merged"));

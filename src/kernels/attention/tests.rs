@@ -1,3 +1,5 @@
+//! Tests of attention: every path equals the reference, alone and in a batch, forward and backward.
+
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::*;
