@@ -6,7 +6,7 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Generation", "Generator", "Model", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
+__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Embedder", "Generation", "Generator", "Model", "Reranker", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
 
 __version__: Final[str]
 
@@ -225,6 +225,260 @@ class DecodeStream:
 
         Raises:
             InvalidArgumentError: The id is not in the vocabulary.
+        """
+
+@final
+class Embedder:
+    """
+    Turns texts into vectors, with models in the layout of sentence-transformers.
+
+    Embedders are immutable: any number of threads and tasks may share one.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> embedder = cw.Embedder.from_pretrained("candlewick/tiny")
+        >>> vectors = embedder.encode(["A cat sat on the mat.", "The cat sat on a mat."])
+        >>> vectors.shape == (2, embedder.dimension)
+        True
+        >>> embedder.similarity(vectors, vectors).shape
+        (2, 2)
+    """
+    def __enter__(self, /) -> Embedder: ...
+    def __exit__(self, /, *_exc) -> None: ...
+    def __reduce__(self, /) -> Any: ...
+    def __repr__(self, /) -> str: ...
+    def _repr_html_(self, /) -> str: ...
+    def aencode(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+        """
+        As ``encode``, from an event loop, which is not blocked; concurrent callers share batches.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: As for ``encode``, like all keywords that follow.
+            prompt: As for ``encode``.
+            batch_size: As for ``encode``.
+            normalize: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            precision: As for ``encode``.
+            truncation: As for ``encode``.
+            adapter: As for ``encode``.
+
+        Returns:
+            As ``encode``.
+        """
+    def aencode_document(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+        """
+        As ``aencode``, with the prompt for documents, if there is one.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: As for ``encode``, like all keywords that follow.
+            prompt: As for ``encode``.
+            batch_size: As for ``encode``.
+            normalize: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            precision: As for ``encode``.
+            truncation: As for ``encode``.
+            adapter: As for ``encode``.
+
+        Returns:
+            As ``encode``.
+        """
+    def aencode_query(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+        """
+        As ``aencode``, with the prompt for queries, if there is one.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: As for ``encode``, like all keywords that follow.
+            prompt: As for ``encode``.
+            batch_size: As for ``encode``.
+            normalize: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            precision: As for ``encode``.
+            truncation: As for ``encode``.
+            adapter: As for ``encode``.
+
+        Returns:
+            As ``encode``.
+        """
+    @property
+    def architecture(self, /) -> str:
+        """
+        The ``model_type`` of the configuration.
+        """
+    def close(self, /) -> None:
+        """
+        Gives the memory back once no call uses the embedder any more. Closing twice does nothing.
+        """
+    @property
+    def default_prompt_name(self, /) -> str | None:
+        """
+        The name of the prompt that ``encode`` uses where none is named.
+        """
+    @property
+    def device(self, /) -> str:
+        """
+        The device of the weights, such as ``"cpu"``.
+        """
+    @property
+    def dimension(self, /) -> int:
+        """
+        Width of the vectors.
+        """
+    @property
+    def dtype(self, /) -> str:
+        """
+        The dtype of the weights, such as ``"float32"``.
+        """
+    def encode(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
+        """
+        Turns texts into vectors.
+
+        Longer texts share no batch-mates' padding: nothing is padded, so the batch never changes a result.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: Name of the prompt to put before every text.
+            prompt: The prompt itself; wins over the name.
+            batch_size: The most texts of one pass; None lets the number of tokens decide.
+            normalize: Whether vectors have length 1; None means as the repository says.
+            truncate_dim: Keep this many dimensions; None means as the repository says.
+            precision: ``"float32"``, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
+            truncation: Texts that are too long are cut and counted in a log message (``"warn"``), cut (``"silent"``),
+                or refused (``"error"``).
+            output: ``"sentence"`` for one vector per text, ``"token"`` for a matrix of token vectors per text.
+            show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
+            adapter: None or False: the model without an adapter.
+
+        Returns:
+            A text gives an array ``[dimension]``; several give ``[texts, dimension]``, none ``[0, dimension]``. With
+            ``output="token"`` one array ``[tokens, hidden]`` for each text.
+
+        Raises:
+            TypeError: Something is not a text.
+            ContextLengthError: A text is too long, with ``truncation="error"``.
+            InvalidArgumentError: A keyword is out of range.
+        """
+    def encode_document(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
+        """
+        As ``encode``, with the prompt for documents, if there is one.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: As for ``encode``, like all keywords that follow.
+            prompt: As for ``encode``.
+            batch_size: As for ``encode``.
+            normalize: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            precision: As for ``encode``.
+            truncation: As for ``encode``.
+            output: As for ``encode``.
+            show_progress_bar: As for ``encode``.
+            adapter: As for ``encode``.
+
+        Returns:
+            As ``encode``.
+        """
+    def encode_query(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
+        """
+        As ``encode``, with the prompt for queries, if there is one.
+
+        Args:
+            texts: A text, or any iterable of texts.
+            prompt_name: As for ``encode``, like all keywords that follow.
+            prompt: As for ``encode``.
+            batch_size: As for ``encode``.
+            normalize: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            precision: As for ``encode``.
+            truncation: As for ``encode``.
+            output: As for ``encode``.
+            show_progress_bar: As for ``encode``.
+            adapter: As for ``encode``.
+
+        Returns:
+            As ``encode``.
+        """
+    @staticmethod
+    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", pooling: str | SupportsGetItem[int, str] | None = None, normalize: bool | None = None, max_length: SupportsIndex | None = None, prompts: dict | None = None, default_prompt_name: str | None = None, truncate_dim: SupportsIndex | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Embedder:
+        """
+        Loads an embedding model.
+
+        Args:
+            source: A directory or hub id in the layout of sentence-transformers or transformers, such as
+                ``"sentence-transformers/all-MiniLM-L6-v2"``, or ``"candlewick/tiny"``, which is bundled.
+            device: ``"auto"``, ``"cpu"``, ``"metal"``, ``"cuda"`` or ``"cuda:N"``.
+            dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            pooling: ``"cls"``, ``"mean"``, ``"max"``, ``"mean_sqrt_len_tokens"``, ``"weightedmean"``, ``"lasttoken"``, or
+                a list of them, in place of the repository's.
+            normalize: Whether vectors have length 1; None means as the repository says.
+            max_length: The longest text in tokens; None means as the repository says.
+            prompts: Prompts by name, in place of the repository's of the same names.
+            default_prompt_name: The prompt that ``encode`` uses where none is named.
+            truncate_dim: Keep this many dimensions; None means as the repository says.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where downloads are kept, instead of the hub's standard cache.
+            token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
+            local_files_only: Never touch the network.
+            memory_limit_bytes: Refuse weights that need more than this.
+            show_progress_bar: Whether to show downloads; None means if the logger shows INFO.
+
+        Returns:
+            The embedder.
+
+        Raises:
+            ModelNotFoundError: Neither disk nor hub has it.
+            UnsupportedModelError: Its architecture is not among those that candlewick has.
+            ConfigError: A configuration field or a module cannot be honoured.
+            CheckpointError: Tensors are missing, malformed or of the wrong shape.
+            InvalidArgumentError: A keyword is out of range.
+        """
+    @property
+    def max_length(self, /) -> int:
+        """
+        The longest text in tokens.
+        """
+    @property
+    def num_parameters(self, /) -> int:
+        """
+        Number of parameters in use.
+        """
+    @property
+    def prompts(self, /) -> dict:
+        """
+        Prompts by name.
+        """
+    def similarity(self, /, a: Any, b: Any) -> Any:
+        """
+        How alike vectors are, by the measure that the model was trained for.
+
+        Args:
+            a: One vector ``[dimension]`` or several ``[n, dimension]``.
+            b: One vector or several, ``[m, dimension]``.
+
+        Returns:
+            A float32 array ``[n, m]``; larger is more alike.
+        """
+    @property
+    def similarity_fn_name(self, /) -> str:
+        """
+        The measure of ``similarity``: ``"cosine"``, ``"dot"``, ``"euclidean"`` or ``"manhattan"``.
+        """
+    @property
+    def size_in_bytes(self, /) -> int:
+        """
+        Bytes that the weights take in memory.
+        """
+    @property
+    def source(self, /) -> str:
+        """
+        What the embedder was loaded from.
+        """
+    @property
+    def tokenizer(self, /) -> Tokenizer:
+        """
+        The tokenizer.
         """
 
 @final
@@ -654,6 +908,125 @@ class Model:
     def vocab_size(self, /) -> int:
         """
         Number of different tokens the model can give.
+        """
+
+@final
+class Reranker:
+    """
+    Scores how well documents answer a query, with cross-encoders that read both texts at once.
+
+    Rerankers are immutable: any number of threads and tasks may share one.
+    """
+    def __enter__(self, /) -> Reranker: ...
+    def __exit__(self, /, *_exc) -> None: ...
+    def __reduce__(self, /) -> Any: ...
+    def __repr__(self, /) -> str: ...
+    def _repr_html_(self, /) -> str: ...
+    @property
+    def architecture(self, /) -> str:
+        """
+        The ``model_type`` of the configuration.
+        """
+    def close(self, /) -> None:
+        """
+        Gives the memory back once no call uses the reranker any more. Closing twice does nothing.
+        """
+    @property
+    def device(self, /) -> str:
+        """
+        The device of the weights, such as ``"cpu"``.
+        """
+    @property
+    def dtype(self, /) -> str:
+        """
+        The dtype of the weights, such as ``"float32"``.
+        """
+    @staticmethod
+    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", max_length: SupportsIndex | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Reranker:
+        """
+        Loads a cross-encoder.
+
+        Args:
+            source: A directory or hub id of a sequence-classification model, such as
+                ``"cross-encoder/ms-marco-MiniLM-L6-v2"``.
+            device: ``"auto"``, ``"cpu"``, ``"metal"``, ``"cuda"`` or ``"cuda:N"``.
+            dtype: ``"auto"`` (the checkpoint's), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            max_length: The longest pair in tokens; None means the tokenizer's limit.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where downloads are kept, instead of the hub's standard cache.
+            token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
+            local_files_only: Never touch the network.
+            memory_limit_bytes: Refuse weights that need more than this.
+            show_progress_bar: Whether to show downloads; None means if the logger shows INFO.
+
+        Returns:
+            The reranker.
+
+        Raises:
+            ModelNotFoundError: Neither disk nor hub has it.
+            UnsupportedModelError: Candlewick has no classification head for its architecture.
+            CheckpointError: Tensors are missing, such as those of the head, malformed or of the wrong shape.
+        """
+    @property
+    def max_length(self, /) -> int:
+        """
+        The longest pair in tokens.
+        """
+    @property
+    def num_labels(self, /) -> int:
+        """
+        Number of labels.
+        """
+    def predict(self, /, pairs: Any, *, activation: str | None = None, apply_softmax: bool = False, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> Any:
+        """
+        Scores pairs of texts.
+
+        Args:
+            pairs: A pair of texts, or any iterable of pairs.
+            activation: ``"sigmoid"`` or ``"identity"``; None means as the repository says, else a sigmoid for one label.
+            apply_softmax: Whether the scores of several labels become probabilities.
+            batch_size: The most pairs of one pass; None lets the number of tokens decide.
+            truncation: Pairs that are too long are cut and counted in a log message (``"warn"``), cut (``"silent"``), or
+                refused (``"error"``).
+            show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
+
+        Returns:
+            A float32 array ``[pairs]``, or ``[pairs, labels]`` for a model of several labels; without the first dimension
+            for a single pair.
+
+        Raises:
+            TypeError: Something is not a pair of texts.
+            ContextLengthError: A pair is too long, with ``truncation="error"``.
+        """
+    def rank(self, /, query: str, documents: Any, *, top_k: SupportsIndex | None = None, return_documents: bool = False, activation: str | None = None, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> list:
+        """
+        Orders documents by how well they answer a query.
+
+        Args:
+            query: The query.
+            documents: The documents.
+            top_k: How many to return; None means all.
+            return_documents: Whether to return the texts too.
+            activation: As for ``predict``, like all keywords that follow.
+            batch_size: As for ``predict``.
+            truncation: As for ``predict``.
+            show_progress_bar: As for ``predict``.
+
+        Returns:
+            Dicts with ``"corpus_id"`` (the place among the documents), ``"score"`` and perhaps ``"text"``, best first.
+
+        Raises:
+            InvalidArgumentError: The model has several labels.
+        """
+    @property
+    def source(self, /) -> str:
+        """
+        What the reranker was loaded from.
+        """
+    @property
+    def tokenizer(self, /) -> Tokenizer:
+        """
+        The tokenizer.
         """
 
 @final
