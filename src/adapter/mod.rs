@@ -35,12 +35,15 @@ pub use trainable::{Parameter, TrainableAdapter};
 use crate::Result;
 use crate::nn::Adapter;
 
+/// Builds one kind from the tensors of a site, if they are its own.
+type Build = fn(&parts::Parts) -> Result<Option<Arc<dyn Adapter>>>;
+
 /// One way in which the function of a site can be changed.
 pub struct Kind {
     /// Its name.
     pub name: &'static str,
     /// Builds it, if the site has its tensors.
-    build: fn(&parts::Parts) -> Result<Option<Arc<dyn Adapter>>>,
+    build: Build,
 }
 
 /// Every kind, the one list; the first that recognises its tensors is taken.

@@ -61,7 +61,7 @@ impl Similarity {
 /// # Errors
 /// [`Error::InvalidArgument`] where the values are no rows of `dim`.
 pub fn similarity(measure: Similarity, a: &[f32], b: &[f32], dim: usize) -> Result<Vec<f32>> {
-    if dim == 0 || a.len() % dim != 0 || b.len() % dim != 0 {
+    if dim == 0 || !a.len().is_multiple_of(dim) || !b.len().is_multiple_of(dim) {
         let found = format!("{} and {} values", a.len(), b.len());
         return Err(Error::argument("vectors", found, format!("rows of {dim}")));
     }

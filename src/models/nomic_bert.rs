@@ -99,7 +99,7 @@ fn rope(fields: &Fields, head_dim: usize, max_tokens: usize) -> Result<RopeConfi
     }
     let field = "rotary_emb_fraction";
     let rotary_dim = (head_dim as f64 * fields.positive_number_or(field, 1.0)?) as usize;
-    if rotary_dim < 2 || rotary_dim > head_dim || rotary_dim % 2 != 0 {
+    if rotary_dim < 2 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
         return Err(fields.error(field, format!("rotates {rotary_dim} of {head_dim} dimensions")));
     }
     let interleaved = fields.flag_or("rotary_emb_interleaved", false)?;

@@ -81,7 +81,7 @@ impl Projection {
     /// `[rows, in]`, row by row, to `[rows, out]`.
     pub fn forward(&self, vectors: Vec<f32>) -> Result<Vec<f32>> {
         let (inn, _) = self.shape();
-        if vectors.is_empty() || vectors.len() % inn != 0 {
+        if vectors.is_empty() || !vectors.len().is_multiple_of(inn) {
             return if vectors.is_empty() { Ok(vectors) } else { Err(misfit(vectors.len(), inn)) };
         }
         let rows = vectors.len() / inn;

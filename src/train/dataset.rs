@@ -97,7 +97,7 @@ impl Dataset {
         };
         let mut dataset =
             Self { source, encoder, examples: None, lengths: None, stats: DatasetStats::default() };
-        if dataset.len() == 0 {
+        if dataset.is_empty() {
             return Err(dataset.invalid(None, "it has no rows"));
         }
         if whole || is_small {

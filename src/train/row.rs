@@ -127,13 +127,13 @@ impl RowEncoder {
 
     /// Everything is predicted, and the end of the text too.
     fn text(&self, text: &str) -> Result<Example, Fault> {
-        self.masked(text, &[0..text.len()])
+        self.masked(text, std::slice::from_ref(&(0..text.len())))
     }
 
     /// A text with special tokens around it, of which some ranges of bytes are predicted.
     fn masked(&self, text: &str, ranges: &[Range<usize>]) -> Result<Example, Fault> {
         let encoded = self.tokenizer()?.encode_masked(text, ranges)?;
-        let whole = ranges == [0..text.len()];
+        let whole = ranges.len() == 1 && ranges[0] == (0..text.len());
         let mut example = Example::default();
         self.around.0.iter().for_each(|id| example.push(*id, whole));
         encoded.ids.iter().zip(&encoded.mask).for_each(|(id, counts)| example.push(*id, whole || *counts));
@@ -154,7 +154,7 @@ impl RowEncoder {
         match (field("prompt")?, field("completion")?) {
             (Value::String(prompt), Value::String(completion)) => {
                 let text = format!("{prompt}{completion}");
-                self.masked(&text, &[prompt.len()..text.len()])
+                self.masked(&text, std::slice::from_ref(&(prompt.len()..text.len())))
             }
             (Value::Array(prompt), Value::Array(completion)) => {
                 let messages: Vec<Value> = prompt.iter().chain(completion).cloned().collect();

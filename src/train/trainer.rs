@@ -324,7 +324,7 @@ impl Trainer {
     ) -> Result<()> {
         let step = metrics.step;
         let is_last = step >= self.total_steps;
-        let is_due = |every: Option<usize>| every.is_some_and(|every| step % every == 0);
+        let is_due = |every: Option<usize>| every.is_some_and(|every| step.is_multiple_of(every));
         let evaluates = match self.options.eval_steps {
             Some(_) => is_due(self.options.eval_steps),
             None => ends_epoch,

@@ -81,7 +81,7 @@ fn of_a_chat_all_turns_of_the_assistant_are_learnt() {
     // The same conversation cut into a prompt and a completion: only the last turn is left.
     let mut last = encoded.mask.clone();
     let second = chat.text.rfind("a cat").unwrap();
-    let first_turn = tokenizer.encode_masked(&chat.text, &[0..second]).unwrap().mask;
+    let first_turn = tokenizer.encode_masked(&chat.text, std::slice::from_ref(&(0..second))).unwrap().mask;
     last.iter_mut().zip(first_turn).for_each(|(bit, before)| *bit &= !before);
     let labels: Vec<i64> = encoded.ids.iter().zip(&last).map(label).collect();
     let messages = messages.as_array().unwrap();

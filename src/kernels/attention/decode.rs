@@ -45,7 +45,7 @@ impl Kernel for Task<'_> {
     fn run<S: Simd>(self, s: S) {
         let d = self.problem.head_dim;
         // Rows of whole vectors need no padding; otherwise keys and values are copied next to zeros.
-        let width = if d % S::LANES == 0 { d } else { padded(d) };
+        let width = if d.is_multiple_of(S::LANES) { d } else { padded(d) };
         let rows = self.sequence.queries * self.problem.group();
         let mut scratch = None;
         let mut memory = Memory::new(&mut scratch, rows * (STRETCH + padded(d)) + KEYS * padded(d));

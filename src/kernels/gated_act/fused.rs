@@ -162,7 +162,7 @@ impl Function for Gelu {
         let bell = s.exp(s.mul(s.mul(a, a), s.splat(-0.5)));
         let tail = s.mul(s.mul(bell, t), p);
         let below = s.if_less(x, zero, tail, s.sub(one, tail));
-        let density = s.mul(bell, s.splat(0.398_942_28));
+        let density = s.mul(bell, s.splat(0.398_942_3));
         (s.mul(x, below), s.fma(x, density, below))
     }
 }
