@@ -208,13 +208,12 @@ impl Level {
 
     /// Every set of this processor, the widest last.
     pub(crate) fn all() -> Vec<Self> {
-        let mut levels = vec![Self(Set::Portable)];
         #[cfg(target_arch = "x86_64")]
-        {
-            levels.extend(x86::has_avx2().then_some(Self(Set::Avx2)));
-            levels.extend(x86::has_avx512().then_some(Self(Set::Avx512)));
-        }
-        levels
+        let wider = [(x86::has_avx2(), Set::Avx2), (x86::has_avx512(), Set::Avx512)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let wider: [(bool, Set); 0] = [];
+        let there = wider.into_iter().filter_map(|(has, set)| has.then_some(Self(set)));
+        std::iter::once(Self(Set::Portable)).chain(there).collect()
     }
 
     /// Runs `kernel` compiled for this set.

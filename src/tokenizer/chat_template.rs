@@ -133,6 +133,10 @@ fn prepare_message(index: usize, message: &Value) -> Result<Value> {
         let allowed = "an object with \"role\" and \"content\"";
         return Err(Error::argument(format!("messages[{index}]"), shorten(message), allowed));
     };
+    if !fields.get("role").is_some_and(Value::is_string) {
+        let allowed = "a field \"role\" with a string, such as \"user\"";
+        return Err(Error::argument(format!("messages[{index}]"), shorten(message), allowed));
+    }
     let filled = fields.iter().filter(|(_, value)| !value.is_null());
     let mut fields: Map<String, Value> = filled.map(|(key, value)| (key.clone(), value.clone())).collect();
     let reasoning = REASONING_FIELDS.iter().find_map(|field| fields.get(*field)).cloned();
