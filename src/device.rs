@@ -2,6 +2,9 @@
 //!
 //! It deliberately knows nothing of models or kernels; a kernel asks the tensor it is given for its device.
 
+#[cfg(feature = "metal")]
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device};
 
 use crate::{Error, Result};
@@ -48,14 +51,26 @@ fn unavailable(device: impl Into<String>, reason: impl Into<String>) -> Error {
     Error::DeviceUnavailable { device: device.into(), reason: reason.into() }
 }
 
+/// The one Metal device of this process: tensors of two candle devices on the same GPU could not meet.
+#[cfg(feature = "metal")]
 fn open_metal() -> Result<Device> {
-    if !cfg!(feature = "metal") {
-        return Err(unavailable(
-            "metal",
-            "this build of candlewick has no Metal support; use \"cpu\" or \"auto\"",
-        ));
+    static OPENED: Mutex<Option<Device>> = Mutex::new(None);
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = &*opened {
+        return Ok(device.clone());
     }
-    open_guarded("metal", || Device::new_metal(0))
+    // candle would panic, with a message on standard error.
+    if candle_metal_kernels::metal::Device::all().is_empty() {
+        return Err(unavailable("metal", NO_GPU));
+    }
+    let device = open_guarded("metal", || Device::new_metal(0))?;
+    *opened = Some(device.clone());
+    Ok(device)
+}
+
+#[cfg(not(feature = "metal"))]
+fn open_metal() -> Result<Device> {
+    Err(unavailable("metal", "this build of candlewick has no Metal support; use \"cpu\" or \"auto\""))
 }
 
 fn open_cuda(ordinal: usize) -> Result<Device> {
@@ -69,6 +84,9 @@ fn open_cuda(ordinal: usize) -> Result<Device> {
     open_guarded(&name, || Device::new_cuda(ordinal))
 }
 
+/// Why a device that the build supports is not there.
+const NO_GPU: &str = "no usable GPU was found (a remote session or a sandbox may hide it)";
+
 /// Opens a device whose driver bindings panic where there is no hardware.
 fn open_guarded(
     name: &str,
@@ -77,9 +95,7 @@ fn open_guarded(
     match std::panic::catch_unwind(open) {
         Ok(Ok(device)) => Ok(device),
         Ok(Err(error)) => Err(unavailable(name, error.to_string())),
-        Err(_) => {
-            Err(unavailable(name, "no usable GPU was found (a remote session or a sandbox may hide it)"))
-        }
+        Err(_) => Err(unavailable(name, NO_GPU)),
     }
 }
 
@@ -95,6 +111,28 @@ pub fn name(device: &Device) -> String {
 /// The dtype of activations for weights of `dtype` on `device`: f32 on the CPU, the weights' own elsewhere.
 pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
     if device.is_cpu() { DType::F32 } else { dtype }
+}
+
+/// Runs one step of a loop, and gives back at its end what the driver hands out until then.
+///
+/// On Metal command buffers and their like belong to a pool of the thread, which would otherwise grow until it ends.
+pub fn in_pool<R>(device: &Device, step: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "metal")]
+    if device.is_metal() {
+        return objc2::rc::autoreleasepool(|_| step());
+    }
+    let _ = device;
+    step()
+}
+
+/// Bytes that the device's driver has handed out to this process; `None` where it cannot tell.
+pub fn allocated_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "metal")]
+    if let Device::Metal(metal) = device {
+        return Some(metal.metal_device().current_allocated_size() as u64);
+    }
+    let _ = device;
+    None
 }
 
 /// Waits until the device has finished all work submitted to it.

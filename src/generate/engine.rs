@@ -115,7 +115,7 @@ fn work(door: &Door) {
             scheduler.add(request, sink, arrived);
         }
         let worked = match &model {
-            Some(model) => match catch_unwind(AssertUnwindSafe(|| scheduler.step(model))) {
+            Some(model) => match catch_unwind(AssertUnwindSafe(|| model.in_pool(|| scheduler.step(model)))) {
                 Ok(worked) => worked,
                 Err(panic) => {
                     let reason = panic.downcast_ref::<String>().map(String::as_str);

@@ -19,6 +19,8 @@ mod view;
 
 use candle_core::Tensor;
 
+pub(crate) use reference::{attention as reference, cached_attention as cached_reference};
+
 use crate::kernels::simd::Level;
 use crate::{Error, Result};
 
@@ -65,10 +67,13 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, args: &AttentionArgs) -> Re
     let longest = args.offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
     check_bias(q, args, longest)?;
     if op::fits(&[q, k, v], args) {
-        op::attention(Level::current(), (q, k, v), args)
-    } else {
-        reference::attention(q, k, v, args)
+        return op::attention(Level::current(), (q, k, v), args);
     }
+    #[cfg(feature = "metal")]
+    if super::metal::attention::fits(&[q, k, v], args) {
+        return super::metal::attention::attention(q, k, v, args);
+    }
+    reference::attention(q, k, v, args)
 }
 
 /// Attention of the newest queries `q: [tokens, heads, head_dim]` over one cache per sequence.
@@ -94,10 +99,13 @@ pub fn cached_attention(q: &Tensor, caches: &[KeyValues], args: &AttentionArgs) 
     }
     check_bias(q, args, longest)?;
     if op::fits(&[q], args) {
-        op::cached_attention(Level::current(), q, caches, args)
-    } else {
-        reference::cached_attention(q, caches, args)
+        return op::cached_attention(Level::current(), q, caches, args);
     }
+    #[cfg(feature = "metal")]
+    if super::metal::attention::fits_cached(q, caches, args) {
+        return super::metal::attention::cached_attention(q, caches, args);
+    }
+    reference::cached_attention(q, caches, args)
 }
 
 fn misfit(found: String) -> Error {

@@ -76,7 +76,7 @@ impl Activation {
 
 /// `act(x)` element by element, in the dtype of `x`; differentiable.
 pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
-    if rows::is_f32_on_cpu(x) && act.is_fused() {
+    if fits(&[x]) && act.is_fused() {
         return rows::apply(&x.contiguous()?, Fused { level: Level::current(), act });
     }
     reference(x, act)
@@ -86,13 +86,22 @@ pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
 ///
 /// Fails when the shapes or dtypes differ.
 pub fn gated_act(gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> {
-    if rows::is_f32_on_cpu(gate) && rows::is_f32_on_cpu(up) && act.is_fused() && gate.dims() == up.dims() {
+    if fits(&[gate, up]) && act.is_fused() && gate.dims() == up.dims() {
         let (gate, up) = (gate.contiguous()?, up.contiguous()?);
         let op = Fused { level: Level::current(), act };
         let tracked = gate.track_op() || up.track_op();
         return Ok(if tracked { gate.apply_op2(&up, op)? } else { gate.apply_op2_no_bwd(&up, &op)? });
     }
     Ok((reference(gate, act)? * up)?)
+}
+
+/// Whether there is a kernel for tensors like these.
+fn fits(tensors: &[&Tensor]) -> bool {
+    #[cfg(feature = "metal")]
+    if super::metal::rows::fits(tensors) {
+        return true;
+    }
+    tensors.iter().all(|x| rows::is_f32_on_cpu(x))
 }
 
 /// The activation in plain tensor ops, differentiable in `x`.

@@ -3,8 +3,12 @@
 //! It has no residual variant and no group form. Statistics are always taken in f32. Source: Ba, Kiros and Hinton
 //! 2016, "Layer Normalization"; the variance is the biased one, as in torch.
 
+#[cfg(feature = "metal")]
+use candle_core::MetalStorage;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor};
 
+#[cfg(feature = "metal")]
+use super::metal::rows as metal;
 use super::rows::{self, Floats, Product, Squares, Term, Weighted};
 use super::simd::{Kernel, Level, Simd};
 use crate::Result;
@@ -22,8 +26,14 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f64) 
         let op = LayerNorm { level: Level::current(), weight: weight.contiguous()?, bias, eps: eps as f32 };
         return rows::apply(&x.contiguous()?, op);
     }
+    #[cfg(feature = "metal")]
+    if metal::fits(&[x, weight, bias.unwrap_or(weight)]) {
+        let bias = bias.map(|bias| bias.contiguous()).transpose()?;
+        let op = LayerNorm { level: Level::current(), weight: weight.contiguous()?, bias, eps: eps as f32 };
+        return rows::apply(&x.contiguous()?, op);
+    }
     if let Some(bias) = bias
-        && !x.device().is_cpu()
+        && x.device().is_cuda()
         && !x.track_op()
         && [weight, bias].iter().all(|t| t.dtype() == x.dtype())
         && x.elem_count() > 0
@@ -85,7 +95,18 @@ impl CustomOp1 for LayerNorm {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        let norm = metal::Norm::Layer { has_bias: self.bias.is_some() };
+        norm.forward((x, layout), &self.weight, self.bias.as_ref(), self.eps)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {
+        #[cfg(feature = "metal")]
+        if x.device().is_metal() {
+            let norm = metal::Norm::Layer { has_bias: self.bias.is_some() };
+            return norm.backward(x, &self.weight, dy, self.eps).map(Some);
+        }
         let (count, hidden) = self.rows(x.shape())?;
         let (weight, weight_layout) = self.weight.storage_and_layout();
         let weight = Floats::new(&weight, weight_layout, hidden)?;

@@ -170,6 +170,16 @@ impl CustomOp1 for Dense {
 
     fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
         match &*self.weight.storage_and_layout().0 {
+            #[cfg(feature = "metal")]
+            Storage::Metal(weight) if !self.transposed => {
+                let weight = (weight, self.weight.layout());
+                let (out, inn) = weight.1.shape().dims2()?;
+                let (shape, rows) = output_shape(layout, inn, out)?;
+                match super::metal::linear::fits(rows, weight) {
+                    true => Ok((super::metal::linear::linear((x, layout), weight, rows)?, shape)),
+                    false => self.forward(x, layout, weight.0),
+                }
+            }
             Storage::Metal(weight) => self.forward(x, layout, weight),
             _ => candle_core::bail!("linear: the weight is not on the Metal device"),
         }

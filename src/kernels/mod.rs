@@ -11,6 +11,8 @@ pub mod gated_act;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora;
+#[cfg(feature = "metal")]
+mod metal;
 pub mod rms_norm;
 pub mod rope;
 mod rows;

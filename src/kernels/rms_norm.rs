@@ -4,10 +4,14 @@
 //! are always taken in f32. Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"; the weight is
 //! applied as in the Llama family, after the division.
 
+#[cfg(feature = "metal")]
+use candle_core::MetalStorage;
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor,
 };
 
+#[cfg(feature = "metal")]
+use super::metal::rows as metal;
 use super::rows::{self, Floats, Product, Squares, Term, Weighted};
 use super::simd::{Kernel, Level, Simd};
 use crate::Result;
@@ -23,7 +27,12 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let op = RmsNorm { level: Level::current(), weight: weight.contiguous()?, eps: eps as f32 };
         return rows::apply(&x.contiguous()?, op);
     }
-    if !x.device().is_cpu() && !x.track_op() && x.dtype() == weight.dtype() && x.elem_count() > 0 {
+    #[cfg(feature = "metal")]
+    if metal::fits(&[x, weight]) {
+        let op = RmsNorm { level: Level::current(), weight: weight.contiguous()?, eps: eps as f32 };
+        return rows::apply(&x.contiguous()?, op);
+    }
+    if x.device().is_cuda() && !x.track_op() && x.dtype() == weight.dtype() && x.elem_count() > 0 {
         return Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &weight.contiguous()?, eps as f32)?);
     }
     reference(x, weight, eps)
@@ -38,6 +47,11 @@ pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f64) ->
         let op = RmsNorm { level: Level::current(), weight: weight.contiguous()?, eps: eps as f32 };
         // [2, .., hidden]: the sum, then what it is normalised to
         let both = x.contiguous()?.apply_op2_no_bwd(&residual.contiguous()?, &op)?;
+        return Ok((both.get(0)?, both.get(1)?));
+    }
+    #[cfg(feature = "metal")]
+    if !tracked && metal::fits(&[x, residual, weight]) && x.dims() == residual.dims() {
+        let both = metal::add_rms_norm(x, residual, weight, eps as f32)?;
         return Ok((both.get(0)?, both.get(1)?));
     }
     let sum = (x + residual)?;
@@ -92,7 +106,16 @@ impl CustomOp1 for RmsNorm {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        metal::Norm::Rms.forward((x, layout), &self.weight, None, self.eps)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {
+        #[cfg(feature = "metal")]
+        if x.device().is_metal() {
+            return metal::Norm::Rms.backward(x, &self.weight, dy, self.eps).map(Some);
+        }
         let dx = rows::with_slice(x, |x_values| {
             rows::with_slice(&dy.contiguous()?, |dy| {
                 let mut dx = vec![0f32; dy.len()];

@@ -3,8 +3,12 @@
 //! It does not compute the angles: the caller hands in the cosine and sine of every token, so that scaled variants
 //! (linear, YaRN, Llama 3) need no kernel of their own. Source: Su et al. 2021, "RoFormer".
 
+#[cfg(feature = "metal")]
+use candle_core::MetalStorage;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result as CandleResult, Shape, Tensor};
 
+#[cfg(feature = "metal")]
+use super::metal::rows as metal;
 use super::rows;
 use super::simd::{Kernel, Level, Simd};
 use crate::{Error, Result};
@@ -34,7 +38,13 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, style: RopeStyle) -> Result<
         let op = Rope { level: Level::current(), cos, sin, style, inverse: false };
         return rows::apply(&x.contiguous()?, op);
     }
-    if !x.device().is_cpu() && !x.track_op() && 2 * half == head_dim && x.elem_count() > 0 {
+    #[cfg(feature = "metal")]
+    if metal::fits(&[x]) && metal::fits(&[cos, sin]) && cos.dtype() == DType::F32 {
+        let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
+        let op = Rope { level: Level::current(), cos, sin, style, inverse: false };
+        return rows::apply(&x.contiguous()?, op);
+    }
+    if x.device().is_cuda() && !x.track_op() && 2 * half == head_dim && x.elem_count() > 0 {
         // candle's ops take cosines and sines in the dtype of x.
         let (cos, sin) = (cos.to_dtype(x.dtype())?.contiguous()?, sin.to_dtype(x.dtype())?.contiguous()?);
         if style == RopeStyle::HalfSplit {
@@ -45,6 +55,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor, style: RopeStyle) -> Result<
     }
     reference(x, cos, sin, style)
 }
+
 /// The same in plain tensor ops, differentiable in `x`.
 pub(crate) fn reference(x: &Tensor, cos: &Tensor, sin: &Tensor, style: RopeStyle) -> Result<Tensor> {
     let (tokens, heads, head_dim) = x.dims3()?;
@@ -115,6 +126,12 @@ impl CustomOp1 for Rope {
             })
         })?;
         Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        let interleaved = self.style == RopeStyle::Interleaved;
+        metal::rope((x, layout), &self.cos, &self.sin, interleaved, self.inverse)
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {

@@ -83,7 +83,10 @@ impl Model {
         let as_stored = checkpoint.gguf.is_some() && options.dtype == "auto";
         let recipe = options.quantize.as_deref().map(|name| Recipe::named(name, &shape)).transpose()?;
         if let Some(limit) = options.memory_limit_bytes {
-            check_memory(checkpoint.tensors.as_ref(), (!as_stored).then_some(dtype), recipe.as_ref(), limit)?;
+            // Other devices than the CPU hold block formats decoded.
+            let stored = as_stored && device.is_cpu();
+            let recipe = recipe.as_ref().filter(|_| device.is_cpu());
+            check_memory(checkpoint.tensors.as_ref(), (!stored).then_some(dtype), recipe, limit)?;
         }
         let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
         let loader = Loader::new(checkpoint.tensors.as_ref(), &device, dtype)
@@ -286,6 +289,11 @@ impl Model {
     pub fn exclusive(&self) -> Result<MutexGuard<'_, ()>> {
         self.check_process()?;
         Ok(self.inner.execution.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs a part of a loop, and gives back at its end what the device's driver hands out until then.
+    pub fn in_pool<R>(&self, step: impl FnOnce() -> R) -> R {
+        device::in_pool(&self.inner.device, step)
     }
 
     /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.

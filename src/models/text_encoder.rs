@@ -91,7 +91,8 @@ impl TextEncoder {
         let dtype = checkpoint.dtype(&options.dtype, &device)?;
         let as_stored = checkpoint.gguf.is_some() && options.dtype == "auto";
         if let Some(limit) = options.memory_limit_bytes {
-            check_memory(checkpoint.tensors.as_ref(), (!as_stored).then_some(dtype), None, limit)?;
+            let stored = as_stored && device.is_cpu();
+            check_memory(checkpoint.tensors.as_ref(), (!stored).then_some(dtype), None, limit)?;
         }
         if !checkpoint.has_tokenizer() {
             let reason = "it has no tokenizer.json, which texts need".to_owned();
@@ -220,6 +221,11 @@ impl TextEncoder {
     pub fn exclusive(&self) -> Result<MutexGuard<'_, ()>> {
         self.check_process()?;
         Ok(self.inner.execution.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs a part of a loop, and gives back at its end what the device's driver hands out until then.
+    pub fn in_pool<R>(&self, step: impl FnOnce() -> R) -> R {
+        device::in_pool(&self.inner.device, step)
     }
 
     /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.

@@ -239,7 +239,7 @@ impl Machine<'_> {
             return Err(super::interrupted());
         }
         let _execution = self.model.exclusive()?;
-        work()
+        self.model.in_pool(work)
     }
 }
 

@@ -1,8 +1,12 @@
 //! Activations on the CPU, with their derivatives.
 
+#[cfg(feature = "metal")]
+use candle_core::MetalStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result as CandleResult, Shape, Tensor};
 
 use super::Activation;
+#[cfg(feature = "metal")]
+use crate::kernels::metal::rows as metal;
 use crate::kernels::rows;
 use crate::kernels::simd::{Kernel, Level, Simd};
 
@@ -13,6 +17,18 @@ pub(super) struct Fused {
 }
 
 impl Fused {
+    /// The number of the activation in gated_act.metal.
+    #[cfg(feature = "metal")]
+    fn kind(&self) -> CandleResult<u32> {
+        Ok(match self.act {
+            Activation::Silu => 0,
+            Activation::Gelu => 1,
+            Activation::GeluTanh => 2,
+            Activation::QuickGelu => 3,
+            other => candle_core::bail!("no kernel for {other:?}"),
+        })
+    }
+
     fn forward(&self, gate: &[f32], up: Option<&[f32]>) -> Vec<f32> {
         let mut y = vec![0f32; gate.len()];
         rows::blocks((gate.len(), 1), [&mut y], |range, [y]| {
@@ -33,7 +49,16 @@ impl CustomOp1 for Fused {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> CandleResult<(MetalStorage, Shape)> {
+        metal::gated_act((x, layout), None, self.kind()?)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> CandleResult<Option<Tensor>> {
+        #[cfg(feature = "metal")]
+        if x.device().is_metal() {
+            return Ok(Some(metal::gated_act_backward(x, None, dy, self.kind()?)?.0));
+        }
         let mut dx = vec![0f32; x.elem_count()];
         rows::with_slice(x, |x| {
             rows::with_slice(&dy.contiguous()?, |dy| {
@@ -64,6 +89,17 @@ impl CustomOp2 for Fused {
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        gate: &MetalStorage,
+        gate_layout: &Layout,
+        up: &MetalStorage,
+        up_layout: &Layout,
+    ) -> CandleResult<(MetalStorage, Shape)> {
+        metal::gated_act((gate, gate_layout), Some((up, up_layout)), self.kind()?)
+    }
+
     fn bwd(
         &self,
         gate: &Tensor,
@@ -71,6 +107,11 @@ impl CustomOp2 for Fused {
         _y: &Tensor,
         dy: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
+        #[cfg(feature = "metal")]
+        if gate.device().is_metal() {
+            let (d_gate, d_up) = metal::gated_act_backward(gate, Some(up), dy, self.kind()?)?;
+            return Ok((gate.track_op().then_some(d_gate), d_up.filter(|_| up.track_op())));
+        }
         let (mut d_gate, mut d_up) = (vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]);
         let dy = dy.contiguous()?;
         rows::with_slice(gate, |gate| {
