@@ -24,6 +24,7 @@
 //! | [`models`] | one file per family, and the loaded [`Model`] |
 //! | [`adapter`] | LoRA and its relatives, their files, the registry |
 //! | [`generate`], [`train`], [`embed`] | prompts to tokens, rows to adapters, texts to vectors |
+//! | [`selftest`] | whether a device computes what the CPU computes |
 
 pub mod adapter;
 pub mod batch;
@@ -37,6 +38,7 @@ pub mod models;
 pub mod nn;
 #[cfg(feature = "python")]
 mod python;
+pub mod selftest;
 pub mod tokenizer;
 pub mod train;
 pub mod weight;

@@ -21,6 +21,9 @@ import numpy as np
 
 import candlewick as cw
 
+from .selftest import run as run_selftest
+from .selftest import table as selftest_table
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +31,7 @@ TINY = "candlewick/tiny"
 STORY = "Once upon a time"
 QUESTIONS = ("Who are you?", "What is the capital of France?")
 
+EXIT_DIFFERENT = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -158,6 +162,15 @@ def embed(arguments: argparse.Namespace) -> int:
             np.save(file, vectors)
         _note(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {arguments.output}")
     return 0
+
+
+def selftest(arguments: argparse.Namespace) -> int:
+    """Compare every kernel, and the bundled model, on a device with plain operations on the CPU."""
+    checks = run_selftest(arguments.device)
+    print(selftest_table(checks))
+    failed = [check for check in checks if not check.passed]
+    print(f"{len(checks) - len(failed)} of {len(checks)} checks passed", file=sys.stderr)
+    return EXIT_DIFFERENT if failed else 0
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -346,6 +359,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="describe a model")
     _add_model(command)
     command.set_defaults(run=info)
+
+    command = commands.add_parser("selftest", help="check that a device computes what the CPU computes")
+    _add_device(command)
+    command.set_defaults(run=selftest)
 
     command = commands.add_parser("quantize", help="write a model as a smaller GGUF file")
     _add_model(command, quantize=False)

@@ -14,6 +14,7 @@ mod pending;
 mod registry;
 mod reranker;
 mod results;
+mod selftest;
 mod settings;
 mod source;
 mod stream;
@@ -40,6 +41,8 @@ mod _native {
     use super::reranker::Reranker;
     #[pymodule_export]
     use super::results::{Generation, StreamToken};
+    #[pymodule_export]
+    use super::selftest::_selftest;
     #[pymodule_export]
     use super::stream::TokenStream;
     #[pymodule_export]

@@ -63,14 +63,14 @@ fn cases(rerank: bool) -> Vec<PathBuf> {
 
 fn load(case: &Path) -> Embedder {
     let mut options = EmbedderOptions::default();
-    options.load.device = "cpu".into();
+    options.load.device = crate::fixtures::device();
     Embedder::load(case.to_str().unwrap(), &options)
         .unwrap_or_else(|error| panic!("{}: {error}", case.display()))
 }
 
 fn load_reranker(case: &Path, max_length: Option<usize>) -> Reranker {
     let mut options = RerankerOptions { max_length, ..RerankerOptions::default() };
-    options.load.device = "cpu".into();
+    options.load.device = crate::fixtures::device();
     Reranker::load(case.to_str().unwrap(), &options)
         .unwrap_or_else(|error| panic!("{}: {error}", case.display()))
 }

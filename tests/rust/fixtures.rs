@@ -10,9 +10,19 @@ pub(crate) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
+/// The device that whole models are tested on: `CANDLEWICK_TEST_DEVICE`, or the CPU.
+pub(crate) fn device() -> String {
+    std::env::var("CANDLEWICK_TEST_DEVICE").unwrap_or_else(|_| "cpu".into())
+}
+
+/// What the order of a sum may change in results that are equal on the CPU, where each is always the same sum.
+pub(crate) fn rounding() -> f32 {
+    if device() == "cpu" { 0.0 } else { 1e-4 }
+}
+
 /// A golden checkpoint in f32, the precision in which expectations were computed.
 pub(crate) fn base(name: &str) -> Model {
-    let options = LoadOptions { device: "cpu".into(), dtype: "float32".into(), ..LoadOptions::default() };
+    let options = LoadOptions { device: device(), dtype: "float32".into(), ..LoadOptions::default() };
     Model::load(golden().join(name).to_str().unwrap(), &options)
         .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
@@ -43,6 +53,7 @@ pub(crate) fn prompts(expected: &HashMap<String, Tensor>) -> Vec<Vec<u32>> {
 }
 
 pub(crate) fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
+    let (a, b) = (a.to_device(&Device::Cpu).unwrap(), b.to_device(&Device::Cpu).unwrap());
     assert_eq!(a.dims(), b.dims());
     if a.elem_count() == 0 {
         return 0.0;

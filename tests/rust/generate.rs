@@ -13,7 +13,7 @@ fn case(name: &str) -> PathBuf {
 }
 
 fn load(name: &str) -> Model {
-    let options = LoadOptions { device: "cpu".into(), ..LoadOptions::default() };
+    let options = LoadOptions { device: crate::fixtures::device(), ..LoadOptions::default() };
     Model::load(case(name).to_str().unwrap(), &options).unwrap()
 }
 
@@ -135,8 +135,11 @@ fn what_cannot_work_is_refused_before_it_starts() {
     let hot = GenerationOptions { temperature: Some(-1.0), ..options(4) };
     assert!(matches!(refused(vec![1], hot), Error::InvalidArgument { .. }));
     let limit = model.size_in_bytes() as u64 + 100;
-    let options_ =
-        LoadOptions { device: "cpu".into(), memory_limit_bytes: Some(limit), ..Default::default() };
+    let options_ = LoadOptions {
+        device: crate::fixtures::device(),
+        memory_limit_bytes: Some(limit),
+        ..Default::default()
+    };
     let small = Model::load(case("qwen2/tied").to_str().unwrap(), &options_).unwrap();
     let error = Generator::new(&small).generate(&vec![1; 8].into(), &options(64), None).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");

@@ -8,7 +8,8 @@ use candlewick::{LoadOptions, Model};
 use crate::gguf::golden;
 
 pub(crate) fn load(path: &str, dtype: &str) -> Model {
-    let options = LoadOptions { device: "cpu".into(), dtype: dtype.into(), ..LoadOptions::default() };
+    let options =
+        LoadOptions { device: crate::fixtures::device(), dtype: dtype.into(), ..LoadOptions::default() };
     Model::load(golden(path).to_str().unwrap(), &options).unwrap()
 }
 

@@ -74,6 +74,11 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        // Compares what everything else computes.
+        "selftest",
+        &["error", "device", "kernels", "models", "adapter", "generate", "train", "embed"],
+    ),
+    (
         "python",
         &[
             // What a user of the Rust crate works with; the rooms below are none of its business.
@@ -86,6 +91,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "generate",
             "train",
             "embed",
+            "selftest",
             // Parts of their arguments.
             "checkpoint::HubOptions",
             "checkpoint::Progress",

@@ -4,6 +4,7 @@ mod adapter;
 mod allocations;
 mod chat_template;
 mod checkpoint;
+mod device;
 mod embed;
 mod fixtures;
 mod generate;

@@ -113,8 +113,11 @@ fn what_is_no_whole_row_is_refused() {
 }
 
 fn quantized(path: &str, format: &str) -> candlewick::Result<Model> {
-    let options =
-        LoadOptions { device: "cpu".into(), quantize: Some(format.into()), ..LoadOptions::default() };
+    let options = LoadOptions {
+        device: crate::fixtures::device(),
+        quantize: Some(format.into()),
+        ..LoadOptions::default()
+    };
     Model::load(golden(path).to_str().unwrap(), &options)
 }
 

@@ -14,7 +14,7 @@ use candlewick::train::{
 use candlewick::{Error, LoadOptions, Model};
 use serde_json::{Value, json};
 
-use crate::fixtures::{base, directories, golden, json as read_json, max_difference, tensors};
+use crate::fixtures::{base, device, directories, golden, json as read_json, max_difference, tensors};
 
 fn training(name: &str) -> std::path::PathBuf {
     golden().join("training").join(name)
@@ -25,7 +25,7 @@ fn floats(value: &Value) -> Vec<f64> {
 }
 
 fn tiny() -> Model {
-    Model::load("candlewick/tiny", &LoadOptions { device: "cpu".into(), ..Default::default() }).unwrap()
+    Model::load("candlewick/tiny", &LoadOptions { device: device(), ..Default::default() }).unwrap()
 }
 
 fn never() -> AtomicBool {
