@@ -6,7 +6,7 @@ from _typeshed import SupportsGetItem
 from os import PathLike
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Embedder", "Generation", "Generator", "Model", "Reranker", "StreamToken", "TokenStream", "Tokenizer", "_connect"]
+__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Embedder", "Generation", "Generator", "Model", "Reranker", "StreamToken", "TokenStream", "Tokenizer", "_connect", "_selftest"]
 
 __version__: Final[str]
 
@@ -1259,4 +1259,9 @@ def _connect() -> None:
 
     The package calls it once. It is no `#[pymodule_init]`, which would make the generated stub an incomplete one, in
     which a type checker finds every name.
+    """
+
+def _selftest(device: str) -> list[tuple[str, str, float, float, float, str | None]]:
+    """
+    The results of every check on a device; `candlewick.selftest` gives them names.
     """
