@@ -99,6 +99,23 @@ def slow_model(tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope="session")
+def random_adapter(tmp_path_factory):
+    """The directory of a random adapter for the bundled model that changes what it says."""
+    directory = tmp_path_factory.mktemp("adapter")
+    hidden, layers, rank = 128, 4, 2
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(layers):
+        at = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{at}.lora_A.weight"] = random.standard_normal((rank, hidden)).astype(np.float32) * 0.2
+        tensors[f"{at}.lora_B.weight"] = random.standard_normal((hidden, rank)).astype(np.float32) * 0.2
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
 @pytest.fixture
 def run_python(tmp_path):
     """Run a program in a Python of its own and return the finished process."""
