@@ -14,8 +14,8 @@ best of several rounds. In brackets stands how many times better candlewick is; 
 - memory: the most that was resident in the process, with the mapped pages of the checkpoint
 - import: until the library can load a model, in a fresh process; load: until the model can be called
 
-A second table says what streaming costs candlewick over a plain call. Run it on an idle machine: thread pools
-that wait by spinning make a shared one meaningless.
+A second table says what streaming costs candlewick over a plain call, a third compares embedding (`embeddings.py`).
+Run it on an idle machine: thread pools that wait by spinning make a shared one meaningless.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import embeddings
 
 GGUF = {"bf16": "bf16", "q8_0": "Q8_0", "q4_k_m": "Q4_K_M", "q4_0": "Q4_0"}
 FORMATS = ["f32", *GGUF]
@@ -341,8 +343,11 @@ def main() -> None:
         print()
         streaming = worker(["streaming"], options)
         print_streaming(streaming)
+    print()
+    embedding = embeddings.compare(options.models, options.threads, options.timeout)
     if options.json:
-        options.json.write_text(json.dumps({"libraries": results, "streaming": streaming}, indent=2))
+        figures = {"libraries": results, "streaming": streaming, "embedding": embedding}
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":
