@@ -121,6 +121,9 @@ impl Tokenizer {
                 stride: 0,
             };
             (first, second) = truncate_encodings(first, second, &params).map_err(failed)?;
+            // What was cut away would be joined too, every part of one text with every part of the other.
+            drop(first.take_overflowing());
+            drop(second.as_mut().map(Encoding::take_overflowing));
         }
         let truncated = full - length(&first, &second);
         let encoding = self.inner().post_process(first, second, true).map_err(failed)?;

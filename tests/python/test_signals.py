@@ -14,6 +14,8 @@ import sys, time
 import candlewick as cw
 
 model = cw.Model.from_pretrained(sys.argv[1], device="cpu")
+embedder = cw.Embedder.from_pretrained(sys.argv[1], device="cpu")
+texts = ["w1 w2 w3 w4 w5 " * (index % 90 + 10) for index in range(3000)]
 generator = cw.Generator(model, temperature=0.0, ignore_eos=True)
 generator.generate([1, 2, 3], max_new_tokens=2)
 long_prompt = [index % 512 for index in range(30000)]
@@ -33,6 +35,9 @@ CALLS = {
     "batch": "generator.generate([[1, 2, 3]] * 8, max_new_tokens=30000)",
     "logits": "model.logits(long_prompt[:3000])",
     "asyncio": "import asyncio; asyncio.run(generator.agenerate(long_prompt, max_new_tokens=1))",
+    "encode": "embedder.encode(texts)",
+    "encode one": "embedder.encode('w1 w2 w3 w4 w5 ' * 400)",
+    "aencode": "import asyncio; asyncio.run(embedder.aencode(texts))",
 }
 
 
