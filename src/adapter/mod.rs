@@ -28,7 +28,7 @@ pub use clock::Clock;
 pub use config::{BiasMode, Initialisation, LoraConfig, Modules};
 pub use file::AdapterFile;
 pub use random::Random;
-pub use registry::{ActiveGuard, AdapterChoice, AdapterInfo, AdapterRegistry, bound, resolve};
+pub use registry::{ActiveGuard, AdapterChoice, AdapterInfo, AdapterRegistry, Loaded, bound, resolve};
 pub use site::{Site, SiteKind, Sites};
 pub use trainable::{Parameter, TrainableAdapter};
 

@@ -61,15 +61,29 @@ impl State {
     }
 }
 
-/// What all registries of a model have in common.
+/// The adapters that are loaded for one model: what all its registries have in common.
 #[derive(Debug, Default)]
-struct Shared {
+pub struct Loaded {
     state: Mutex<State>,
 }
 
-impl Shared {
+impl Loaded {
     fn of(model: &Model) -> Arc<Self> {
         model.extension(Self::default)
+    }
+
+    /// The adapter that `choice` means at this moment.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn resolve(&self, choice: &AdapterChoice) -> Result<Option<Arc<AdapterSet>>> {
+        let state = self.lock();
+        let name = match choice {
+            AdapterChoice::Bare => None,
+            AdapterChoice::Active => state.active.as_ref(),
+            AdapterChoice::Named(name) => Some(name),
+        };
+        name.map(|name| Ok(Arc::clone(&state.find(name)?.set))).transpose()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -94,14 +108,7 @@ pub enum AdapterChoice {
 /// # Errors
 /// [`Error::InvalidArgument`] for a name that is not loaded.
 pub fn resolve(model: &Model, choice: &AdapterChoice) -> Result<Option<Arc<AdapterSet>>> {
-    let shared = Shared::of(model);
-    let state = shared.lock();
-    let name = match choice {
-        AdapterChoice::Bare => None,
-        AdapterChoice::Active => state.active.as_ref(),
-        AdapterChoice::Named(name) => Some(name),
-    };
-    name.map(|name| Ok(Arc::clone(&state.find(name)?.set))).transpose()
+    Loaded::of(model).resolve(choice)
 }
 
 /// What `file` changes in `model`, without registering it.
@@ -112,23 +119,39 @@ pub fn bound(model: &Model, file: &AdapterFile, name: &str) -> Result<Arc<Adapte
     Ok(bind(file, &Sites::of(model), name)?.set)
 }
 
+/// What adapters are plugged into.
+#[derive(Debug, Clone)]
+enum Host {
+    Model(Model),
+    Sites(Arc<Sites>),
+}
+
+impl Host {
+    fn bind(&self, adapter: &AdapterFile, name: &str) -> Result<Bound> {
+        match self {
+            Self::Model(model) => bind(adapter, &Sites::of(model), name),
+            Self::Sites(sites) => bind(adapter, sites, name),
+        }
+    }
+}
+
 /// A handle on the adapters of one model.
 #[derive(Debug, Clone)]
 pub struct AdapterRegistry {
-    model: Model,
-    shared: Arc<Shared>,
+    host: Host,
+    shared: Arc<Loaded>,
     max_adapters: usize,
 }
 
 impl AdapterRegistry {
     /// The registry of `model`; this handle refuses to add beyond `max_adapters`.
     pub fn new(model: &Model, max_adapters: usize) -> Self {
-        Self { model: model.clone(), shared: Shared::of(model), max_adapters }
+        Self { host: Host::Model(model.clone()), shared: Loaded::of(model), max_adapters }
     }
 
-    /// The model.
-    pub fn model(&self) -> &Model {
-        &self.model
+    /// The registry of something that has `sites` and keeps what is `loaded` for them.
+    pub fn over(sites: &Arc<Sites>, loaded: &Arc<Loaded>, max_adapters: usize) -> Self {
+        Self { host: Host::Sites(Arc::clone(sites)), shared: Arc::clone(loaded), max_adapters }
     }
 
     /// Loads a directory of PEFT or mlx-lm, or a repository of the hub, replacing what had the name before.
@@ -146,8 +169,7 @@ impl AdapterRegistry {
     /// As [`AdapterRegistry::load`].
     pub fn add(&self, name: &str, adapter: &AdapterFile) -> Result<AdapterInfo> {
         self.check_room(name)?;
-        let Bound { set, size_in_bytes, num_parameters, targets } =
-            bind(adapter, &Sites::of(&self.model), name)?;
+        let Bound { set, size_in_bytes, num_parameters, targets } = self.host.bind(adapter, name)?;
         let config = adapter.config();
         let info = AdapterInfo {
             name: name.to_owned(),

@@ -11,6 +11,7 @@ use super::modules::{Module, Modules};
 use super::pooling::PoolingMode;
 use super::prompts::Role;
 use super::similarity::{Similarity, normalize};
+use crate::adapter::{AdapterChoice, AdapterRegistry, Loaded, Site, SiteKind, Sites};
 use crate::models::{LoadOptions, TextEncoder};
 use crate::nn::AdapterSet;
 use crate::tokenizer::{EncodedText, Tokenizer};
@@ -103,6 +104,9 @@ struct Inner {
     /// Tokens that prompts begin a text with, for pooling that leaves them out.
     prompt_tokens: Mutex<HashMap<String, usize>>,
     gatherer: Gatherer,
+    /// Where adapters can be plugged in, and those that are loaded.
+    sites: Arc<Sites>,
+    adapters: Arc<Loaded>,
 }
 
 impl std::fmt::Debug for Embedder {
@@ -147,6 +151,7 @@ impl Embedder {
         let truncate_dim = options.truncate_dim.or(modules.truncate_dim);
         let full = modules.dimension(encoder.hidden_size())?;
         let dimension = kept(truncate_dim, full)?;
+        let sites = Arc::new(sites(&encoder));
         Ok(Self {
             inner: Arc::new(Inner {
                 encoder,
@@ -158,8 +163,23 @@ impl Embedder {
                 dimension,
                 prompt_tokens: Mutex::default(),
                 gatherer: Gatherer::default(),
+                sites,
+                adapters: Arc::default(),
             }),
         })
+    }
+
+    /// The registry of its adapters; this handle refuses to add beyond `max_adapters`.
+    pub fn adapters(&self, max_adapters: usize) -> AdapterRegistry {
+        AdapterRegistry::over(&self.inner.sites, &self.inner.adapters, max_adapters)
+    }
+
+    /// The adapter that `choice` means at this moment, for [`EncodeOptions::adapter`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded.
+    pub fn adapter(&self, choice: &AdapterChoice) -> Result<Option<Arc<AdapterSet>>> {
+        self.inner.adapters.resolve(choice)
     }
 
     /// Vectors of texts, in their order.
@@ -383,4 +403,11 @@ pub(super) fn max_length(
     }
     let limit = asked.or(configured).or(tokenizer.model_max_length()).unwrap_or(most);
     Ok(limit.min(most))
+}
+
+/// The linear layers of an encoder, as places for adapters.
+fn sites(encoder: &TextEncoder) -> Sites {
+    let mut list = Vec::new();
+    encoder.linears(&mut |linear| list.push(Site::linear(linear, SiteKind::Linear)));
+    Sites::new(list, encoder.device().clone(), encoder.compute_dtype())
 }

@@ -195,6 +195,16 @@ impl TextEncoder {
         bytes + (self.inner.num_parameters - elements) * self.inner.dtype.size_in_bytes()
     }
 
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// The dtype of activations.
+    pub fn compute_dtype(&self) -> DType {
+        device::compute_dtype(&self.inner.device, self.inner.dtype)
+    }
+
     /// The device's name, such as `"cpu"`.
     pub fn device_name(&self) -> String {
         device::name(&self.inner.device)

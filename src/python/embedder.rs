@@ -36,7 +36,7 @@ pub(super) struct Embedder {
 }
 
 impl Embedder {
-    fn get(&self) -> Result<embed::Embedder> {
+    pub(super) fn get(&self) -> Result<embed::Embedder> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.clone().ok_or_else(|| {
             Error::argument("embedder", "a closed embedder", "one that was not closed; load it again")
@@ -194,7 +194,7 @@ impl Embedder {
     ///         or refused (``"error"``).
     ///     output: ``"sentence"`` for one vector per text, ``"token"`` for a matrix of token vectors per text.
     ///     show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
-    ///     adapter: None or False: the model without an adapter.
+    ///     adapter: Name of an adapter of ``AdapterRegistry(embedder)``; None is the active one, False none.
     ///
     /// Returns:
     ///     A text gives an array ``[dimension]``; several give ``[texts, dimension]``, none ``[0, dimension]``. With

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
-use pyo3::types::PyBool;
 
 use super::convert;
 use super::enter::enter_long;
+use super::registry::choice;
 use crate::embed::{
     self, EncodeOptions, Precision, Quantized, Role, TokenVectors, Truncation, Vectors, Watch,
 };
@@ -28,20 +28,13 @@ pub(super) struct Call<'a, 'py> {
 impl Call<'_, '_> {
     /// The core's options, with the prompt chosen.
     pub(super) fn options(&self, embedder: &embed::Embedder, role: Role) -> PyResult<EncodeOptions> {
-        if let Some(adapter) = self.adapter
-            && !adapter.is_none()
-            && !adapter.cast::<PyBool>().is_ok_and(|flag| !flag.is_true())
-        {
-            let given = adapter.repr()?.to_string();
-            return Err(Error::argument("adapter", given, "None or False").into());
-        }
         Ok(EncodeOptions {
             prompt: embedder.prompt(role, self.prompt_name, self.prompt)?,
             normalize: self.normalize,
             truncate_dim: self.truncate_dim,
             batch_size: self.batch_size,
             truncation: Truncation::from_name(self.truncation)?,
-            adapter: None,
+            adapter: embedder.adapter(&choice(self.adapter)?)?,
         })
     }
 }

@@ -7,6 +7,7 @@ use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyString, PyTuple};
 
+use super::embedder::Embedder;
 use super::enter::enter;
 use super::model::Model;
 use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile};
@@ -127,13 +128,19 @@ impl AdapterInfo {
     }
 }
 
+/// What has adapters.
+enum Host {
+    Model(Py<Model>),
+    Embedder(Py<Embedder>),
+}
+
 /// The adapters of one model by name, and which of them is active.
 ///
 /// Adapters never change the model: they come with each request, which keeps the version it started with whatever is
 /// loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
 ///
 /// Args:
-///     model: The model.
+///     model: The model, or an embedder.
 ///     max_adapters: The most adapters to hold.
 ///
 /// Examples:
@@ -144,13 +151,16 @@ impl AdapterInfo {
 ///     (0, None)
 #[pyclass(frozen, module = "candlewick")]
 pub(super) struct AdapterRegistry {
-    model: Py<Model>,
+    host: Host,
     max_adapters: usize,
 }
 
 impl AdapterRegistry {
     fn inner(&self) -> Result<adapter::AdapterRegistry> {
-        Ok(adapter::AdapterRegistry::new(&self.model.get().get()?, self.max_adapters))
+        Ok(match &self.host {
+            Host::Model(model) => adapter::AdapterRegistry::new(&model.get().get()?, self.max_adapters),
+            Host::Embedder(embedder) => embedder.get().get()?.adapters(self.max_adapters),
+        })
     }
 }
 
@@ -158,12 +168,17 @@ impl AdapterRegistry {
 impl AdapterRegistry {
     #[new]
     #[pyo3(signature = (model, *, max_adapters = 16))]
-    fn new(model: Py<Model>, max_adapters: usize) -> PyResult<Self> {
+    fn new(model: &Bound<'_, PyAny>, max_adapters: usize) -> PyResult<Self> {
         if max_adapters == 0 {
             return Err(Error::argument("max_adapters", 0, "at least 1").into());
         }
-        model.get().get()?;
-        Ok(Self { model, max_adapters })
+        let host = match model.cast::<Embedder>() {
+            Ok(embedder) => Host::Embedder(embedder.clone().unbind()),
+            Err(_) => Host::Model(model.cast::<Model>()?.clone().unbind()),
+        };
+        let registry = Self { host, max_adapters };
+        registry.inner()?;
+        Ok(registry)
     }
 
     /// Loads an adapter, replacing what had the name before.
@@ -311,28 +326,27 @@ impl Using {
 }
 
 /// What an `adapter=` argument means: a name, None for the active one, False for the bare model.
-pub(super) fn chosen(
-    model: &models::Model,
-    choice: Option<&Bound<'_, PyAny>>,
-) -> PyResult<Option<Arc<AdapterSet>>> {
-    let choice = match choice {
+pub(super) fn choice(given: Option<&Bound<'_, PyAny>>) -> PyResult<AdapterChoice> {
+    Ok(match given {
         None => AdapterChoice::Active,
-        Some(choice) if choice.is_none() => AdapterChoice::Active,
-        Some(choice) if choice.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) => AdapterChoice::Bare,
-        Some(choice) => match choice.cast::<PyString>() {
+        Some(given) if given.is_none() => AdapterChoice::Active,
+        Some(given) if given.cast::<PyBool>().is_ok_and(|flag| !flag.is_true()) => AdapterChoice::Bare,
+        Some(given) => match given.cast::<PyString>() {
             Ok(name) => AdapterChoice::Named(name.to_str()?.to_owned()),
             Err(_) => {
-                let got = choice.repr()?.to_string();
-                return Err(Error::argument(
-                    "adapter",
-                    got,
-                    "the name of a registered adapter, None or False",
-                )
-                .into());
+                let allowed = "the name of a registered adapter, None or False";
+                return Err(Error::argument("adapter", given.repr()?.to_string(), allowed).into());
             }
         },
-    };
-    Ok(adapter::resolve(model, &choice)?)
+    })
+}
+
+/// The adapter that an `adapter=` argument means for a model.
+pub(super) fn chosen(
+    model: &models::Model,
+    given: Option<&Bound<'_, PyAny>>,
+) -> PyResult<Option<Arc<AdapterSet>>> {
+    Ok(adapter::resolve(model, &choice(given)?)?)
 }
 
 /// The adapter to merge: a registered name, a directory, or an adapter in memory.
