@@ -116,7 +116,7 @@ class AdapterRegistry:
     loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
 
     Args:
-        model: The model.
+        model: The model, or an embedder.
         max_adapters: The most adapters to hold.
 
     Examples:
@@ -130,7 +130,7 @@ class AdapterRegistry:
     def __getitem__(self, name: str, /) -> AdapterInfo: ...
     def __iter__(self, /) -> Any: ...
     def __len__(self, /) -> int: ...
-    def __new__(cls, /, model: Model, *, max_adapters: SupportsIndex = 16) -> AdapterRegistry: ...
+    def __new__(cls, /, model: Any, *, max_adapters: SupportsIndex = 16) -> AdapterRegistry: ...
     def __repr__(self, /) -> str: ...
     def activate(self, /, name: str) -> None:
         """
@@ -349,7 +349,7 @@ class Embedder:
                 or refused (``"error"``).
             output: ``"sentence"`` for one vector per text, ``"token"`` for a matrix of token vectors per text.
             show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
-            adapter: None or False: the model without an adapter.
+            adapter: Name of an adapter of ``AdapterRegistry(embedder)``; None is the active one, False none.
 
         Returns:
             A text gives an array ``[dimension]``; several give ``[texts, dimension]``, none ``[0, dimension]``. With
