@@ -125,19 +125,22 @@ impl AdapterFile {
     /// [`Error::Io`].
     pub fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
-        let named: BTreeMap<String, &Tensor> =
-            self.tensors.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)).collect();
-        let infos: Vec<(String, TensorInfo)> = (named.iter())
-            .map(|(name, tensor)| {
-                (name.clone(), TensorInfo { format: Format::F32, shape: tensor.dims().to_vec() })
-            })
-            .collect();
+        let named = self.tensors.iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor.clone()));
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        write_safetensors(directory.join(WEIGHTS), &metadata, &infos, |name| {
-            let values = named[name].flatten_all()?.to_vec1::<f32>()?;
-            Ok(Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()))
-        })?;
+        write_tensors(&directory.join(WEIGHTS), &metadata, named.collect())?;
         write_json(directory.join(CONFIG), &self.config.to_peft(self.base_model.as_deref()))
+    }
+
+    /// Writes mlx-lm's two files into `directory`, each of them atomically; weights first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what mlx-lm cannot express, [`Error::Io`].
+    pub fn write_mlx(&self, directory: &Path) -> Result<()> {
+        let (config, tensors) = mlx::express(self)?;
+        fs::create_dir_all(directory).map_err(|error| Error::io(directory, error))?;
+        let metadata = BTreeMap::from([("format".to_owned(), "mlx".to_owned())]);
+        write_tensors(&directory.join(MLX_WEIGHTS), &metadata, tensors.into_iter().collect())?;
+        write_json(directory.join(CONFIG), &config)
     }
 
     /// Where it came from, for messages.
@@ -180,6 +183,20 @@ impl AdapterFile {
     pub(super) fn invalid(&self, code: &'static str, problems: Vec<String>) -> Error {
         invalid(&self.path, code, problems)
     }
+}
+
+/// Writes tensors as f32.
+fn write_tensors(
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let info = |tensor: &Tensor| TensorInfo { format: Format::F32, shape: tensor.dims().to_vec() };
+    let infos: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), info(tensor))).collect();
+    write_safetensors(path, metadata, &infos, |name| {
+        let values = tensors[name].flatten_all()?.to_vec1::<f32>()?;
+        Ok(Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()))
+    })
 }
 
 /// How many problems an error lists.

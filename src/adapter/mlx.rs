@@ -1,4 +1,4 @@
-//! Adapters as mlx-lm writes them, read as if PEFT had written them.
+//! Adapters as mlx-lm writes and reads them, from and to PEFT's terms.
 //!
 //! mlx-lm computes `W x + scale · (x a) b` with `a: [in, rank]` and `b: [rank, out]`: both factors are transposed, and
 //! `alpha` is `scale · rank`. It keeps no list of adapted modules; what is in the file is adapted.
@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::Tensor;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::layout::{A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
-use super::{LoraConfig, Modules, code};
+use super::layout::{self, A, B, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
+use super::{AdapterFile, LoraConfig, Modules, code};
 use crate::checkpoint::SafetensorsSource;
 use crate::weight::TensorSource;
 use crate::{Error, Result};
@@ -71,7 +71,64 @@ pub(super) fn rename(name: &str) -> Option<String> {
     Some(format!("{path}.{end}"))
 }
 
-/// A tensor in PEFT's orientation.
+/// A tensor in the other one's orientation.
 pub(super) fn transpose(tensor: Tensor) -> Result<Tensor> {
     Ok(if tensor.rank() == 2 { tensor.t()?.contiguous()? } else { tensor })
+}
+
+/// mlx-lm's configuration for an adapter, and its tensors by mlx-lm's names.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for what mlx-lm cannot express: several ranks or scales, biases, whole modules.
+pub(super) fn express(file: &AdapterFile) -> Result<(Value, Vec<(String, Tensor)>)> {
+    let refuse = |what: String| {
+        let allowed =
+            "an adapter of one rank and one scale, without biases and whole modules; save it as \"peft\"";
+        Err(Error::argument("format", format!("\"mlx\" for an adapter with {what}"), allowed))
+    };
+    let config = file.config();
+    if !config.alpha_pattern.is_empty() {
+        return refuse("an alpha_pattern".into());
+    }
+    let (mut keys, mut tensors) = (BTreeSet::new(), Vec::new());
+    for (name, tensor) in file.tensors() {
+        let Some((path, end)) = layout::split(name) else { return refuse(format!("the tensor {name}")) };
+        let (end, rank) = match end {
+            A | EMBEDDING_A => ("lora_a", tensor.dims()[0]),
+            B | EMBEDDING_B => ("lora_b", tensor.dims()[1]),
+            MAGNITUDE => ("m", config.rank),
+            _ => return refuse(format!("the tensor {name}")),
+        };
+        if rank != config.rank {
+            return refuse(format!("the ranks {rank} and {}", config.rank));
+        }
+        keys.insert(below_layer(path).to_owned());
+        tensors.push((format!("{path}.{end}"), transpose(tensor.clone())?));
+    }
+    let rank = config.rank as f64;
+    let scale = config.alpha / if config.use_rslora { rank.sqrt() } else { rank };
+    let kind = if config.use_dora { "dora" } else { "lora" };
+    let parameters = json!({ "rank": config.rank, "scale": scale, "dropout": config.dropout, "keys": keys });
+    // All layers: those that the file does not have stay without effect.
+    let config = json!({
+        "fine_tune_type": kind,
+        "num_layers": -1,
+        "lora_parameters": parameters,
+        "model": file.base_model(),
+    });
+    Ok((config, tensors))
+}
+
+/// The path of a module as mlx-lm's keys spell it: within its layer, or whole.
+fn below_layer(path: &str) -> &str {
+    let mut rest = path;
+    while let Some((_, after)) = rest.split_once("layers.") {
+        if let Some((number, inner)) = after.split_once('.')
+            && number.parse::<usize>().is_ok()
+        {
+            return inner;
+        }
+        rest = after;
+    }
+    path
 }

@@ -88,6 +88,37 @@ fn what_is_written_reads_back_the_same() {
 }
 
 #[test]
+fn what_is_written_for_mlx_is_what_mlx_wrote() {
+    let room = tempfile::tempdir().unwrap();
+    for name in ["mlx-llama", "mlx-qwen2-dora", "mlx-qwen2-last"] {
+        AdapterFile::read(&fixture(name)).unwrap().write_mlx(room.path()).unwrap();
+        let (wanted, found) =
+            (json(fixture(name).join("adapter_config.json")), json(room.path().join("adapter_config.json")));
+        assert_eq!(found["fine_tune_type"], wanted["fine_tune_type"]);
+        assert_eq!(found["model"], wanted["model"]);
+        for field in ["rank", "scale", "dropout"] {
+            assert_eq!(found["lora_parameters"][field].as_f64(), wanted["lora_parameters"][field].as_f64());
+        }
+        let keys = |config: &serde_json::Value| {
+            let keys = config["lora_parameters"]["keys"].as_array().unwrap().iter();
+            keys.map(|key| key.as_str().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(keys(&found), keys(&wanted));
+        let wanted = tensors(fixture(name).join("adapters.safetensors"));
+        let found = tensors(room.path().join("adapters.safetensors"));
+        assert_eq!(found.len(), wanted.len());
+        for (name, tensor) in wanted {
+            assert_eq!(max_difference(&found[&name], &tensor), 0.0, "{name}");
+        }
+    }
+    for name in ["qwen2-patterns", "qwen2-bias", "qwen3-head", "llama-lora-bias"] {
+        let refused = AdapterFile::read(&fixture(name)).unwrap().write_mlx(&room.path().join(name));
+        assert!(matches!(refused, Err(Error::InvalidArgument { .. })), "{name}");
+        assert!(!room.path().join(name).exists());
+    }
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_with_its_code() {
     let model = base("qwen2/tied");
     let registry = registry(&model);
