@@ -3,12 +3,16 @@
 //! Every registry of a model sees the same adapters, as do its generators. A request takes hold of one version of an
 //! adapter when it starts and keeps it; loading, replacing and unloading never touch it.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device};
 
 use super::bind::{Bound, bind};
 use super::combine::combine;
 use super::random::Hash;
-use super::{AdapterFile, Modules, Sites, code};
+use super::{AdapterFile, LoraConfig, Modules, Sites, code};
 use crate::checkpoint::{HubOptions, Wanted, resolve as find};
 use crate::models::Model;
 use crate::nn::AdapterSet;
@@ -39,6 +43,8 @@ pub struct AdapterInfo {
 struct Entry {
     set: Arc<AdapterSet>,
     info: AdapterInfo,
+    /// What it was made with; a combination has none.
+    config: Option<LoraConfig>,
 }
 
 #[derive(Debug, Default)]
@@ -170,7 +176,7 @@ impl AdapterRegistry {
     pub fn add(&self, name: &str, adapter: &AdapterFile) -> Result<AdapterInfo> {
         self.check_room(name)?;
         let Bound { set, size_in_bytes, num_parameters, targets } = self.host.bind(adapter, name)?;
-        let config = adapter.config();
+        let config = adapter.config().clone();
         let info = AdapterInfo {
             name: name.to_owned(),
             rank: config.rank,
@@ -184,7 +190,7 @@ impl AdapterRegistry {
             generation: set.generation(),
             base_model: adapter.base_model().map(str::to_owned),
         };
-        self.put(Entry { set, info })
+        self.put(Entry { set, info, config: Some(config) })
     }
 
     /// Registers the exact weighted sum of what loaded adapters change; later changes to them do not count.
@@ -230,7 +236,7 @@ impl AdapterRegistry {
             generation: set.generation(),
             base_model: infos.swap_remove(0).base_model,
         };
-        self.put(Entry { set, info })
+        self.put(Entry { set, info, config: None })
     }
 
     fn check_room(&self, name: &str) -> Result<()> {
@@ -313,6 +319,37 @@ impl AdapterRegistry {
     /// [`Error::InvalidArgument`] for a name that is not loaded.
     pub fn info(&self, name: &str) -> Result<AdapterInfo> {
         Ok(self.shared.lock().find(name)?.info.clone())
+    }
+
+    /// The present version of an adapter as a file in memory, to be saved or trained further.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not loaded, and for a combination, which no file can express.
+    pub fn file(&self, name: &str) -> Result<AdapterFile> {
+        let (set, config, base_model) = {
+            let state = self.shared.lock();
+            let entry = state.find(name)?;
+            (Arc::clone(&entry.set), entry.config.clone(), entry.info.base_model.clone())
+        };
+        let Some(config) = config else {
+            return Err(Error::argument(
+                "adapter",
+                format!("the combination {name:?}"),
+                "one that was loaded",
+            ));
+        };
+        let mut tensors = BTreeMap::new();
+        for (path, part) in set.iter() {
+            for (name, tensor) in part.parameters()? {
+                let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+                tensors.insert(format!("{path}.{name}"), tensor);
+            }
+        }
+        let file = AdapterFile::from_tensors(Path::new(name), config, tensors);
+        Ok(match base_model {
+            Some(base_model) => file.with_base_model(base_model),
+            None => file,
+        })
     }
 
     /// The present version of an adapter.

@@ -45,9 +45,8 @@ impl TrainableAdapter {
     /// [`Error::InvalidArgument`] for impossible values, [`Error::InvalidAdapter`] where no module is targeted.
     pub fn fresh(model: &Model, config: &LoraConfig, seed: u64) -> Result<Self> {
         let sites = Sites::of(model);
+        config.validate()?;
         let mut config = config.clone();
-        let check = config.check();
-        check.map_err(|(field, got, expected)| Error::argument(argument_name(field), got, expected))?;
         let path = Path::new("lora");
         if config.target_modules == Modules::AllLinear {
             // Readers of adapter files understand names better than a word for all of them.
@@ -161,6 +160,17 @@ impl TrainableAdapter {
     }
 }
 
+impl LoraConfig {
+    /// Refuses impossible values.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for the first one.
+    pub fn validate(&self) -> Result<()> {
+        let check = self.check();
+        check.map_err(|(field, got, expected)| Error::argument(argument_name(field), got, expected))
+    }
+}
+
 /// The argument of [`LoraConfig`] that a field of PEFT's configuration corresponds to.
 fn argument_name(field: &str) -> &str {
     match field {
@@ -183,7 +193,7 @@ fn initial(
     let from = |values: Vec<f32>| Ok(Tensor::from_vec(values, shape, &Device::Cpu)?);
     match name {
         A if config.initialisation == Initialisation::Gaussian => {
-            from(random.normals(count, 1.0 / config.rank as f64))
+            from(random.normals(count, 1.0 / shape[0] as f64))
         }
         A => from(random.uniforms(count, 1.0 / (shape[1] as f64).sqrt())),
         EMBEDDING_B => from(random.normals(count, 1.0)),

@@ -24,6 +24,9 @@ const SMALL_FILE_BYTES: u64 = 64 << 20;
 /// A line of more bytes is refused rather than read into memory.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
+/// What messages call rows in memory.
+pub(super) const ROWS_NAME: &str = "the data set";
+
 /// Rows that are tokenized together.
 const SCAN_ROWS: usize = 256;
 
@@ -145,7 +148,10 @@ impl Dataset {
             Source::File { path, lines, .. } => {
                 (path.display().to_string(), row.map(|row| lines[row].number as usize))
             }
-            Source::Rows(_) => ("the data set".to_owned(), row.map(|row| row + 1)),
+            Source::Rows(_) => match row {
+                Some(row) => (format!("{ROWS_NAME}, row {} (index {row})", row + 1), None),
+                None => (ROWS_NAME.to_owned(), None),
+            },
         };
         Error::InvalidData { origin, line, reason: reason.into() }
     }

@@ -5,7 +5,7 @@
 use candle_core::{Tensor, Var};
 
 use super::TrainerOptions;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Constants of the optimizer.
 #[derive(Debug, Clone, Copy)]
@@ -76,12 +76,16 @@ impl AdamW {
     /// Moves every parameter against its gradient; `gradients` are in the order of the parameters.
     ///
     /// Nothing has changed where it fails.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] where a parameter would no longer be finite.
     pub fn update(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<()> {
         let AdamWConfig { betas: (beta1, beta2), eps, weight_decay } = self.config;
         let step = (self.step + 1) as f64;
         let correction1 = 1.0 - beta1.powf(step);
         let correction2 = (1.0 - beta2.powf(step)).sqrt();
         let mut changes = Vec::with_capacity(self.slots.len());
+        let mut sums = Vec::with_capacity(self.slots.len());
         for (slot, gradient) in self.slots.iter().zip(gradients) {
             let exp_avg = ((&slot.exp_avg * beta1)? + (gradient * (1.0 - beta1))?)?;
             let exp_avg_sq = ((&slot.exp_avg_sq * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
@@ -91,7 +95,12 @@ impl AdamW {
                 value = (value * (1.0 - learning_rate * weight_decay))?;
             }
             let value = (value - ((&exp_avg / divisor)? * (learning_rate / correction1))?)?;
+            sums.push(value.sum_all()?);
             changes.push((value, exp_avg, exp_avg_sq));
+        }
+        // One look for all of them: a sum is finite only if everything in it is.
+        if !Tensor::stack(&sums, 0)?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(Error::Diverged { step: self.step + 1, loss: f64::NAN });
         }
         for (slot, (value, exp_avg, exp_avg_sq)) in self.slots.iter_mut().zip(changes) {
             slot.var.set(&value)?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::checkpoints::latest;
+use super::dataset::ROWS_NAME;
 use super::trainer::Progress;
 use super::{Trainer, TrainerOptions, TrainingData};
 use crate::adapter::{AdapterFile, LoraConfig, TrainableAdapter};
@@ -153,7 +154,7 @@ impl Trainer {
             return Ok(());
         }
         Err(Error::InvalidData {
-            origin: "the data set".into(),
+            origin: ROWS_NAME.into(),
             line: None,
             reason: format!(
                 "the state was saved with {rows} rows of {tokens} tokens, this data has {} rows of {} tokens; resume with \

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batching::{BatchRules, Batches, Position, count_steps};
 use super::checkpoints::Checkpoints;
-use super::dataset::{Dataset, DatasetStats, TrainingData};
+use super::dataset::{Dataset, DatasetStats, ROWS_NAME, TrainingData};
 use super::gradients::{Gradients, Machine, Map};
 use super::optimizer::{AdamW, clip, global_norm};
 use super::options::{Checkpointing, TrainerOptions};
@@ -39,6 +39,8 @@ pub struct StepMetrics {
     pub tokens: usize,
     /// Tokens that were processed in a second, predicted or not.
     pub tokens_per_second: f64,
+    /// How long the step took, without evaluation and saving.
+    pub seconds: f64,
     /// How often the data has been gone through.
     pub epoch: f64,
     /// Mean loss over the evaluation data, where it was computed after this step.
@@ -129,13 +131,17 @@ impl Trainer {
         }
         let encoder = RowEncoder::new(model, options.max_length)?;
         let data = Dataset::open(data, encoder.clone(), options.max_steps.is_none(), cancelled)?;
-        let eval_data = eval_data.map(|data| Dataset::open(data, encoder, true, cancelled)).transpose()?;
+        let eval_data = eval_data.map(|data| Dataset::open(data, encoder, true, cancelled)).transpose();
+        let eval_data = eval_data.map_err(of_evaluation)?;
         let rules = BatchRules::from(&options);
         let total_steps = match options.max_steps {
             Some(steps) => steps,
             None => count_steps(rules, &data, options.epochs, options.gradient_accumulation_steps)?,
         };
         report_truncation(data.stats(), options.max_length);
+        if options.packing && options.max_steps.is_none() {
+            report_few_steps(&options, data.stats(), total_steps);
+        }
         let decays = |name: &str| !name.ends_with("bias");
         let parameters = adapter.parameters().iter();
         let parameters = parameters.map(|parameter| (parameter.var.clone(), decays(&parameter.name)));
@@ -263,6 +269,7 @@ impl Trainer {
             grad_norm,
             tokens: targets,
             tokens_per_second: tokens as f64 / seconds,
+            seconds,
             epoch: self.progress.position.epoch as f64,
             eval_loss: None,
         })
@@ -282,7 +289,7 @@ impl Trainer {
                 None if empty_epochs > 0 => {
                     let reason = "no row has a token to learn; check labels, masks and max_length";
                     return Err(Error::InvalidData {
-                        origin: "the data set".into(),
+                        origin: ROWS_NAME.into(),
                         line: None,
                         reason: reason.into(),
                     });
@@ -310,7 +317,10 @@ impl Trainer {
             clip(&mut gradients, norm, max_norm)?;
         }
         let learning_rate = self.options.learning_rate_at(step - 1, self.total_steps);
-        self.optimizer.update(&gradients, learning_rate)?;
+        self.optimizer.update(&gradients, learning_rate).map_err(|error| match error {
+            Error::Diverged { .. } => Error::Diverged { step, loss },
+            other => other,
+        })?;
         self.adapter.clock().parameters_changed();
         Ok(norm)
     }
@@ -472,6 +482,34 @@ fn passes(batch: &[Example]) -> Vec<Vec<&Example>> {
         tokens += row.ids.len();
     }
     groups
+}
+
+/// The same error, saying of which data it speaks.
+fn of_evaluation(error: Error) -> Error {
+    match error {
+        Error::InvalidData { origin, line, reason } => {
+            let origin = origin.replacen(ROWS_NAME, "the evaluation data", 1);
+            Error::InvalidData { origin, line, reason }
+        }
+        other => other,
+    }
+}
+
+/// Fewer steps than this hardly move an adapter.
+const FEW_STEPS: usize = 10;
+
+/// Short rows that are packed make fewer steps than those who count rows expect.
+fn report_few_steps(options: &TrainerOptions, stats: DatasetStats, total_steps: usize) {
+    let rows = stats.rows - stats.rows_without_targets;
+    let batches = rows.div_ceil(options.batch_size);
+    let unpacked = options.epochs * batches.div_ceil(options.gradient_accumulation_steps);
+    if total_steps < FEW_STEPS && unpacked > total_steps {
+        log::warn!(
+            "{rows} rows make {total_steps} optimizer steps, as packing fills batches of up to {} tokens; without packing \
+             they would be {unpacked}. More epochs, max_steps, or a smaller batch_size or max_length also make more",
+            options.batch_size.saturating_mul(options.max_length)
+        );
+    }
 }
 
 fn report_truncation(stats: DatasetStats, max_length: usize) {

@@ -19,10 +19,10 @@ fn open(rows: Vec<Value>) -> Result<Trainer, Error> {
     Trainer::new(&tiny(), TrainingData::Rows(rows), None, options())
 }
 
-/// The row number and reason of a refusal.
-fn refusal(rows: Vec<Value>) -> (Option<usize>, String) {
+/// The place and the reason of a refusal.
+fn refusal(rows: Vec<Value>) -> (String, String) {
     match open(rows) {
-        Err(Error::InvalidData { line, reason, .. }) => (line, reason),
+        Err(Error::InvalidData { origin, reason, .. }) => (origin, reason),
         other => panic!("{other:?}"),
     }
 }
@@ -124,11 +124,11 @@ fn bad_rows_are_refused_with_their_number() {
         (json!({"input_ids": [1, 2], "labels": [1, -5]}), "label -5"),
         (json!({"input_ids": []}), "no tokens"),
     ] {
-        let (line, reason) = second(row.clone());
-        assert_eq!(line, Some(2), "{row}");
+        let (place, reason) = second(row.clone());
+        assert!(place.ends_with("row 2 (index 1)"), "{row}: {place}");
         assert!(reason.contains(part), "{row}: {reason}");
     }
-    assert_eq!(refusal(Vec::new()).0, None);
+    assert_eq!(refusal(Vec::new()).0, "the data set");
     assert!(refusal(vec![json!({"input_ids": [1, 2], "labels": [-100, -100]})]).1.contains("no row"));
 }
 
