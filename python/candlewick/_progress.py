@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._native import StepMetrics
 
 
 def wanted(show_progress_bar: bool | None) -> bool:
@@ -89,6 +92,45 @@ class Texts:
         """
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Steps:
+    """A bar over the optimizer steps of a run, with loss and tokens per second.
+
+    Args:
+        show_progress_bar: As for ``wanted``.
+        done: Steps taken before.
+        total: All steps.
+    """
+
+    def __init__(self, show_progress_bar: bool | None, done: int, total: int) -> None:
+        self._bar: Any = None
+        if wanted(show_progress_bar):
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                logging.getLogger("candlewick").info("install tqdm to see progress bars")
+            else:
+                self._bar = tqdm(initial=done, total=total, desc="training", unit="step")
+
+    def update(self, metrics: StepMetrics) -> None:
+        """Show how far the run is.
+
+        Args:
+            metrics: Those of the last step.
+        """
+        if self._bar is None:
+            return
+        shown = {"loss": f"{metrics.loss:.4f}", "tok/s": f"{metrics.tokens_per_second:.0f}"}
+        if metrics.eval_loss is not None:
+            shown["eval"] = f"{metrics.eval_loss:.4f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(metrics.step - self._bar.n)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -82,7 +82,23 @@ class OutOfMemoryError(CandlewickError, MemoryError):
 
 
 class TrainingDivergedError(CandlewickError, ArithmeticError):
-    """Training produced a loss or a gradient that is not finite."""
+    """Training produced a loss or a gradient that is not finite; the adapter is as of the last good step.
+
+    Attributes:
+        step: The optimizer step that was given up, counted from 1.
+        loss: The loss seen.
+    """
+
+    step: int
+    loss: float
+
+    def __init__(self, message: str, step: int = 0, loss: float = float("nan")) -> None:
+        super().__init__(message)
+        self.step = step
+        self.loss = loss
+
+    def __reduce__(self) -> tuple[type[TrainingDivergedError], tuple[str, int, float]]:
+        return type(self), (self.args[0], self.step, self.loss)
 
 
 class InternalError(CandlewickError, RuntimeError):

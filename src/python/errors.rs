@@ -44,7 +44,7 @@ impl From<Error> for PyErr {
             Error::ContextOverflow { .. } => ContextLengthError::new_err(message),
             Error::DeviceUnavailable { .. } => DeviceError::new_err(message),
             Error::OutOfMemory { .. } => OutOfMemoryError::new_err(message),
-            Error::Diverged { .. } => TrainingDivergedError::new_err(message),
+            Error::Diverged { step, loss } => TrainingDivergedError::new_err((message, step, loss)),
             Error::Internal { .. } => InternalError::new_err(message),
         }
     }

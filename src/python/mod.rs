@@ -8,17 +8,22 @@ mod encode;
 mod enter;
 mod errors;
 mod generator;
+mod lora;
+mod metrics;
 mod model;
 mod notify;
 mod pending;
 mod registry;
 mod reranker;
 mod results;
+mod rows;
 mod selftest;
 mod settings;
 mod source;
 mod stream;
 mod tokenizer;
+mod trainer;
+mod training;
 
 use pyo3::prelude::*;
 
@@ -34,6 +39,10 @@ mod _native {
     #[pymodule_export]
     use super::generator::Generator;
     #[pymodule_export]
+    use super::lora::LoraConfig;
+    #[pymodule_export]
+    use super::metrics::StepMetrics;
+    #[pymodule_export]
     use super::model::Model;
     #[pymodule_export]
     use super::registry::{Adapter, AdapterInfo, AdapterRegistry};
@@ -47,6 +56,8 @@ mod _native {
     use super::stream::TokenStream;
     #[pymodule_export]
     use super::tokenizer::{DecodeStream, Tokenizer};
+    #[pymodule_export]
+    use super::trainer::Trainer;
 
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

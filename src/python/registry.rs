@@ -24,7 +24,6 @@ pub(super) struct Adapter {
 
 impl Adapter {
     /// Wraps an adapter of the core.
-    #[allow(dead_code)] // The trainer's bindings make them.
     pub(super) fn new(file: AdapterFile) -> Self {
         Self { file: Arc::new(file) }
     }
@@ -47,12 +46,22 @@ impl Adapter {
         Ok(Self { file: Arc::new(enter(py, || AdapterFile::read(&directory))?) })
     }
 
-    /// Writes ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them.
+    /// Writes the adapter for PEFT or for mlx-lm.
     ///
     /// Args:
     ///     directory: Where to; it is made if it is not there.
-    fn save(&self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
-        enter(py, || self.file.write(&directory))
+    ///     format: ``"peft"`` for ``adapter_config.json`` and ``adapter_model.safetensors``, or ``"mlx"`` for
+    ///         ``adapter_config.json`` and ``adapters.safetensors``.
+    ///
+    /// Raises:
+    ///     InvalidArgumentError: The format cannot express the adapter.
+    #[pyo3(signature = (directory, *, format = "peft"))]
+    fn save(&self, py: Python<'_>, directory: PathBuf, format: &str) -> PyResult<()> {
+        match format {
+            "peft" => enter(py, || self.file.write(&directory)),
+            "mlx" => enter(py, || self.file.write_mlx(&directory)),
+            _ => Err(Error::argument("format", format!("{format:?}"), "\"peft\" or \"mlx\"").into()),
+        }
     }
 
     /// Columns of the low-rank factors.
@@ -347,6 +356,30 @@ pub(super) fn chosen(
     given: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Option<Arc<AdapterSet>>> {
     Ok(adapter::resolve(model, &choice(given)?)?)
+}
+
+/// The adapter to go on with: a registered name, a directory, or an adapter in memory.
+pub(super) fn to_continue(
+    py: Python<'_>,
+    model: &models::Model,
+    given: &Bound<'_, PyAny>,
+) -> PyResult<AdapterFile> {
+    if let Ok(adapter) = given.cast::<Adapter>() {
+        return Ok(AdapterFile::clone(&adapter.get().file));
+    }
+    let registry = adapter::AdapterRegistry::new(model, usize::MAX);
+    if let Ok(name) = given.extract::<String>()
+        && registry.info(&name).is_ok()
+    {
+        return enter(py, || registry.file(&name));
+    }
+    let directory = given.extract::<PathBuf>()?;
+    if !directory.is_dir() {
+        let got = given.repr()?.to_string();
+        let allowed = "the name of a registered adapter, a directory, or an Adapter";
+        return Err(Error::argument("adapter", got, allowed).into());
+    }
+    enter(py, || AdapterFile::read(&directory))
 }
 
 /// The adapter to merge: a registered name, a directory, or an adapter in memory.

@@ -44,6 +44,13 @@ def checkpoint(tmp_path):
     return directory
 
 
+@pytest.fixture
+def small(repository):
+    """A model of a few thousand random weights, with token ids instead of words."""
+    with cw.Model.from_pretrained(repository / "tests/golden/qwen2/tied", device="cpu") as model:
+        yield model
+
+
 @pytest.fixture(scope="session")
 def slow_model(tmp_path_factory):
     """The directory of a random model that takes seconds over a long prompt."""
