@@ -1,7 +1,7 @@
 """The ``candlewick`` command.
 
-It is the one place of the package that writes to standard output. Everything it does goes through the public
-names of ``candlewick``, so each command is also an example. Answers go to standard output; everything else (what
+With the demo it is the one place of the package that writes to standard output. Everything it does goes through the
+public names of ``candlewick``, so each command is also an example. Answers go to standard output; everything else (what
 is loaded, speeds, errors) goes to standard error, so output can be piped.
 """
 
@@ -20,16 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import candlewick as cw
+from candlewick import _demo
 
 from .selftest import run as run_selftest
 from .selftest import table as selftest_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-TINY = "candlewick/tiny"
-STORY = "Once upon a time"
-QUESTIONS = ("Who are you?", "What is the capital of France?")
 
 EXIT_DIFFERENT = 1
 EXIT_ERROR = 2
@@ -74,21 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Show what the library does on the bundled model, without any network."""
-    with cw.Model.from_pretrained(TINY, device=arguments.device) as model:
-        print(f"candlewick {cw.__version__} with its bundled model: {_summary(model)}\n")
-        generator = cw.Generator(model, seed=arguments.seed)
-
-        print("A story, streamed as it is written:\n")
-        print(f"  {STORY}", end="", flush=True)
-        _print_stream(generator.stream(STORY, max_new_tokens=160, temperature=0.7, top_p=0.9))
-
-        print("\nTwo questions, through the model's chat template:")
-        for question in QUESTIONS:
-            print(f"\n  > {question}\n  ", end="", flush=True)
-            message = [{"role": "user", "content": question}]
-            _print_stream(generator.stream(message, max_new_tokens=40, temperature=0.0))
-
-    print('\nNext: candlewick chat MODEL, or in Python: cw.Model.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct")')
+    _demo.show(arguments.device, arguments.seed)
     return 0
 
 
@@ -131,6 +114,47 @@ def chat(arguments: argparse.Namespace) -> int:
                 _note(f"unknown command {line.split()[0]}. {CHAT_HELP}")
             elif line:
                 messages = _answer(generator, [*messages, {"role": "user", "content": line}])
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train an adapter and write it as PEFT does; ``--resume`` goes on with a run that was stopped."""
+    output = Path(arguments.output)
+    shared: dict[str, Any] = {"save_dir": output, "show_progress_bar": sys.stderr.isatty()}
+    if arguments.eval_data is not None:
+        shared["eval_dataset"] = arguments.eval_data
+    names = (
+        *("learning_rate", "schedule", "warmup_steps", "min_learning_rate", "batch_size", "epochs", "max_steps"),
+        *("gradient_accumulation_steps", "max_length", "weight_decay", "max_grad_norm", "label_smoothing", "seed"),
+        *("eval_steps", "early_stopping_patience", "save_steps", "keep_last"),
+    )
+    shared |= {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.no_packing:
+        shared["packing"] = False
+    with _load(arguments) as model:
+        if arguments.resume:
+            trainer = cw.Trainer.resume(model, output, arguments.data, **shared)
+        elif arguments.adapter is not None:
+            trainer = cw.Trainer(model, arguments.data, adapter=arguments.adapter, **shared)
+        else:
+            trainer = cw.Trainer(model, arguments.data, lora=_lora(arguments), **shared)
+        _note(
+            f"{_summary(model)}; {trainer.data_stats['rows']:,} rows, {trainer.num_parameters:,} parameters to train, "
+            f"{trainer.total_steps} steps"
+        )
+        try:
+            result = trainer.train()
+        except KeyboardInterrupt:
+            if trainer.step_count:
+                trainer.save_state(output / f"checkpoint-{trainer.step_count}")
+                _note(f"stopped after step {trainer.step_count}; the same command with --resume goes on")
+            raise
+    evaluated = "" if result.eval_loss is None else f", evaluation {result.eval_loss:.4f}"
+    memory = "" if result.peak_memory_bytes is None else f", at most {_bytes(result.peak_memory_bytes)} of memory"
+    _note(
+        f"{output}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.4f}{evaluated}, "
+        f"{result.tokens_per_second:.0f} tokens/s{memory}"
+    )
+    return 0
 
 
 def embed(arguments: argparse.Namespace) -> int:
@@ -293,6 +317,18 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
 
 
+def _lora(arguments: argparse.Namespace) -> cw.LoraConfig:
+    targets = arguments.target_modules
+    return cw.LoraConfig(
+        rank=arguments.rank,
+        alpha=2.0 * arguments.rank if arguments.alpha is None else arguments.alpha,
+        dropout=arguments.dropout,
+        target_modules=targets.split(",") if "," in targets else targets,
+        use_rslora=arguments.rslora,
+        use_dora=arguments.dora,
+    )
+
+
 def _system(arguments: argparse.Namespace) -> list[dict[str, str]]:
     return [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
 
@@ -347,6 +383,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(command)
     command.set_defaults(run=chat)
 
+    command = commands.add_parser("train", help="train an adapter on a file of rows")
+    _add_model(command)
+    command.add_argument("data", metavar="DATA", help="a .jsonl file: text, prompt and completion, messages, or ids")
+    command.add_argument("-o", "--output", required=True, metavar="DIR", help="where the adapter and checkpoints go")
+    _add_training(command)
+    command.set_defaults(run=train)
+
     command = commands.add_parser("embed", help="write a vector for each line of a file")
     _add_model(command, quantize=False)
     command.add_argument("file", metavar="FILE", help="a text on each line; - reads standard input")
@@ -379,7 +422,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_model(command: argparse.ArgumentParser, *, quantize: bool = True) -> None:
-    command.add_argument("model", metavar="MODEL", help=f"hub id, directory or .gguf file; {TINY} is bundled")
+    command.add_argument("model", metavar="MODEL", help=f"hub id, directory or .gguf file; {_demo.TINY} is bundled")
     _add_device(command)
     command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     if quantize:
@@ -403,6 +446,43 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     command.add_argument("--system", metavar="TEXT", help="system message")
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("adapter")
+    group.add_argument("--rank", type=int, default=8, metavar="R", help="default: %(default)s")
+    group.add_argument("--alpha", type=float, metavar="A", help="default: twice the rank")
+    group.add_argument("--dropout", type=float, default=0.0, metavar="P")
+    group.add_argument(
+        "--target-modules",
+        default="q_proj,v_proj",
+        metavar="NAMES",
+        help="names, separated by commas, or all-linear (default: %(default)s)",
+    )
+    group.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(rank)")
+    group.add_argument("--dora", action="store_true", help="learn the lengths of weights separately")
+    group.add_argument("--adapter", metavar="DIR", help="go on with this adapter instead of a new one")
+    group = command.add_argument_group("run", "What is not given is as for cw.Trainer, or with --resume as it was.")
+    group.add_argument("--eval-data", metavar="FILE", help="rows to evaluate on")
+    group.add_argument("--epochs", type=int, metavar="N")
+    group.add_argument("--max-steps", type=int, metavar="N", help="optimizer steps, whatever --epochs says")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows, or with packing N * max-length tokens")
+    group.add_argument("--gradient-accumulation-steps", type=int, metavar="N", help="batches of an optimizer step")
+    group.add_argument("--max-length", type=int, metavar="N", help="tokens after which a row is cut")
+    group.add_argument("--no-packing", action="store_true", help="count rows instead of filling batches by tokens")
+    group.add_argument("--learning-rate", type=float, metavar="X")
+    group.add_argument("--schedule", choices=("cosine", "linear", "constant"))
+    group.add_argument("--warmup-steps", type=int, metavar="N")
+    group.add_argument("--min-learning-rate", type=float, metavar="X")
+    group.add_argument("--weight-decay", type=float, metavar="X")
+    group.add_argument("--max-grad-norm", type=float, metavar="X")
+    group.add_argument("--label-smoothing", type=float, metavar="X")
+    group.add_argument("--seed", type=int, metavar="N")
+    group.add_argument("--eval-steps", type=int, metavar="N", help="steps between evaluations (default: an epoch)")
+    group.add_argument("--early-stopping-patience", type=int, metavar="N", help="evaluations without progress")
+    group.add_argument("--save-steps", type=int, metavar="N", help="steps between checkpoints")
+    group.add_argument("--keep-last", type=int, metavar="N", help="checkpoints that are kept")
+    group.add_argument("--resume", action="store_true", help="go on with the latest checkpoint in DIR")
 
 
 if __name__ == "__main__":

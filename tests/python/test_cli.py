@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import candlewick as cw
-from candlewick import cli
+from candlewick import _demo, cli
 
 CLI = ("-m", "candlewick.cli")
 TINY = "candlewick/tiny"
@@ -23,10 +23,19 @@ def test_demo(run_python):
     done = run_python(*CLI, "demo", env={"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert cli.STORY in done.stdout
-    for question in cli.QUESTIONS:
+    assert _demo.STORY in done.stdout
+    for question in _demo.QUESTIONS:
         answer = done.stdout.split(f"> {question}\n", 1)[1].split("\n")[0].strip()
         assert len(answer.split()) > 2, done.stdout
+    before, candle, pirate, after = [
+        line.strip() for line in done.stdout.split("stays as it is:\n\n", 1)[1].split("\n")[:4]
+    ]
+    assert candle.endswith(_demo.CHARACTERS["candle"])
+    assert pirate.endswith(_demo.CHARACTERS["pirate"])
+    assert before == after != candle
+    assert f"{_demo.KEPT}  (candle)" in done.stdout
+    best = done.stdout.split(f"{_demo.QUERY!r}:\n\n", 1)[1].split("\n")[0]
+    assert best.endswith(_demo.DOCUMENTS[2])
 
 
 def test_demo_is_the_same_every_time(run_python):
@@ -143,6 +152,101 @@ def test_a_reader_that_leaves_is_no_error(slow_model):
     assert child.stderr.read() == ""
     child.stderr.close()
     assert child.wait(60) == cli.EXIT_BROKEN_PIPE
+
+
+ROWS = [{"prompt": "the red fox", "completion": " said hello to nobody"}, {"text": "a small boat"}] * 3
+TRAIN = ("train", TINY, "rows.jsonl", "-o", "run", "--no-packing", "--batch-size", "2", "--learning-rate", "0.01")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_train_equals_the_library(run_python, rows, tiny_model, tmp_path):
+    options = (
+        "--rank",
+        "3",
+        "--target-modules",
+        "all-linear",
+        "--epochs",
+        "2",
+        "--seed",
+        "5",
+        "--eval-data",
+        str(rows),
+    )
+    done = run_python(*CLI, *TRAIN, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    trainer = cw.Trainer(
+        tiny_model,
+        rows,
+        eval_dataset=rows,
+        lora=cw.LoraConfig(rank=3, alpha=6, target_modules="all-linear"),
+        packing=False,
+        batch_size=2,
+        learning_rate=0.01,
+        epochs=2,
+        seed=5,
+    )
+    result = trainer.train()
+    assert f"6 steps in 0 s, loss {result.loss:.4f}, evaluation {result.eval_loss:.4f}" in done.stderr.replace(
+        " 1 s", " 0 s"
+    )
+    registry = cw.AdapterRegistry(tiny_model)
+    found = registry.load("command", tmp_path / "run")
+    assert found.generation == registry.add("library", trainer.adapter).generation
+    for name in registry.names():
+        registry.unload(name)
+    assert (tmp_path / "run" / "best").is_dir()
+    done = run_python(*CLI, *TRAIN, "--adapter", "run", "--max-steps", "1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_resumes(run_python, rows, tmp_path):
+    assert rows.is_file()
+    done = run_python(*CLI, *TRAIN, "--max-steps", "3", "--schedule", "constant", "--save-steps", "2")
+    assert (tmp_path / "run" / "checkpoint-2").is_dir(), done.stderr
+    whole = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "run" / "adapter_model.safetensors").unlink()
+    done = run_python(*CLI, *TRAIN, "--resume")
+    assert "3 steps" in done.stderr, done.stderr
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == whole
+    done = run_python(*CLI, *TRAIN, "--resume", "--seed", "3")
+    assert done.returncode == cli.EXIT_ERROR
+    assert "seed" in done.stderr
+
+
+def test_train_names_bad_rows(run_python, rows):
+    with rows.open("a") as file:
+        file.write('{"body": 5}\n')
+    done = run_python(*CLI, *TRAIN)
+    assert done.returncode == cli.EXIT_ERROR
+    assert "rows.jsonl, line 7" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT cannot be sent to a child there")
+def test_train_stopped_by_ctrl_c_goes_on(run_python, rows, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, *CLI, *TRAIN, "--max-steps", "100000", "--save-steps", "5"],
+        cwd=rows.parent,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list((tmp_path).glob("run/checkpoint-*")):
+        time.sleep(0.02)
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == cli.EXIT_INTERRUPTED
+    assert "Traceback" not in err
+    step = int(err.split("stopped after step ")[1].split(";")[0])
+    done = run_python(*CLI, *TRAIN, "--resume", "--max-steps", str(step + 2))
+    assert f"{step + 2} steps in" in done.stderr, done.stderr
 
 
 def test_embed_equals_the_library(run_python, tiny_embedder, tmp_path):
