@@ -1,9 +1,10 @@
-"""Measures candlewick beside transformers, mlx-lm and llama.cpp on the same checkpoint, on the CPU.
+"""Measures candlewick beside transformers, PEFT, mlx-lm and llama.cpp on the same checkpoint, on the CPU.
 
     PEER_MODELS=DIR python benches/make_models.py      # once
     PEER_MODELS=DIR python benches/compare.py [--formats bf16,q8_0] [--only candlewick,llama-cpp-python]
+                                                           [--sections generation,lora,embedding]
 
-It prints one table. Each library runs in a process of its own, one after the other, through the fastest public
+It prints tables. Each library runs in a process of its own, one after the other, through the fastest public
 way that it has to yield greedy tokens one at a time; those that are not installed are named and left out. All
 get the same number of threads, the same token ids, and prompts that they have not seen before. Figures are the
 best of several rounds. In brackets stands how many times better candlewick is; below 1 it is worse.
@@ -14,8 +15,10 @@ best of several rounds. In brackets stands how many times better candlewick is; 
 - memory: the most that was resident in the process, with the mapped pages of the checkpoint
 - import: until the library can load a model, in a fresh process; load: until the model can be called
 
-A second table says what streaming costs candlewick over a plain call, a third compares embedding (`embeddings.py`).
-Run it on an idle machine: thread pools that wait by spinning make a shared one meaningless.
+A second table says what streaming costs candlewick over a plain call. The section `lora` has one of training steps, in
+f32 and bf16 (tokens per second, and the most that was resident), and one of loading, switching and using adapters
+(`lora.py`); the section `embedding` compares that (`embeddings.py`). Run it on an idle machine: thread pools that wait by
+spinning make a shared one meaningless.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import embeddings
+import lora
 
 GGUF = {"bf16": "bf16", "q8_0": "Q8_0", "q4_k_m": "Q4_K_M", "q4_0": "Q4_0"}
 FORMATS = ["f32", *GGUF]
@@ -125,6 +129,8 @@ IMPORTS = {
     "llama-cpp-python": "import llama_cpp",
     "candlewick": "import candlewick",
 }
+KNOWN = list(dict.fromkeys([*LIBRARIES, *lora.LIBRARIES]))
+SECTIONS = ["generation", "lora", "embedding"]
 # Column, heading, whether more is better, digits.
 COLUMNS = [
     ("prefill", "prefill tok/s", True, 1),
@@ -218,6 +224,32 @@ def measure_streaming(models: Path) -> dict[str, list[float]]:
     return result
 
 
+def measure_step(arguments: list[str], models: Path) -> dict[str, float]:
+    library, weights, shape, targets, way = arguments
+    result = lora.measure_step(library, weights, shape, targets, way, models)
+    return result | {"memory_gib": peak_gib()}
+
+
+def run_lora(options: argparse.Namespace) -> dict:
+    """Measures training and adapters, prints both tables and returns all figures."""
+    libraries = [name for name in options.only if name in lora.LIBRARIES]
+    steps = []
+    for weights in options.formats:
+        cases = {name: lora.cases(name, weights) for name in libraries}
+        for shape, targets in dict.fromkeys(case[:2] for found in cases.values() for case in found):
+            for library in libraries:
+                for way in [way for *case, way in cases[library] if case == [shape, targets]]:
+                    print(f"measuring a step of {library} {weights} {shape} {targets} {way}", file=sys.stderr)
+                    row = worker(["step", library, weights, shape, targets, way], options)
+                    steps.append((weights, shape, targets, library, way, row))
+    print()
+    lora.print_steps(steps)
+    swaps = {name: worker(["swaps", name], options) for name in libraries if name in lora.SWAPS}
+    print()
+    lora.print_swaps(swaps)
+    return {"steps": steps, "swaps": swaps}
+
+
 def worker(arguments: list[str], options: argparse.Namespace) -> dict:
     """Runs this script in a new process and returns what it measured, or why it did not."""
     threads = str(options.threads)
@@ -290,7 +322,7 @@ def installed(library: str, module: str) -> bool:
     if importlib.util.find_spec(module) is None:
         print(f"{library} is not installed and is left out")
         return False
-    packages = {"transformers": ["transformers", "torch"], "mlx-lm": ["mlx-lm", "mlx"]}
+    packages = {"transformers": ["transformers", "torch"], "peft": ["peft", "torch"], "mlx-lm": ["mlx-lm", "mlx"]}
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages.get(library, [library])]
     print(", ".join(versions))
     return True
@@ -299,7 +331,8 @@ def installed(library: str, module: str) -> bool:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure candlewick beside its peers; see the head of the file.")
     parser.add_argument("--models", type=Path, default=os.environ.get("PEER_MODELS"), help="default: $PEER_MODELS")
-    parser.add_argument("--only", default=",".join(LIBRARIES), help="libraries, separated by commas")
+    parser.add_argument("--only", default=",".join(KNOWN), help="libraries, separated by commas")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="what to measure, separated by commas")
     parser.add_argument("--formats", default=",".join(FORMATS), help="weights, separated by commas")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one library and format")
@@ -308,7 +341,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.models is None:
         parser.error("set PEER_MODELS or --models to the folder that make_models.py filled")
-    for name, known in (("only", list(LIBRARIES)), ("formats", FORMATS)):
+    for name, known in (("only", KNOWN), ("formats", FORMATS), ("sections", SECTIONS)):
         chosen = getattr(options, name).split(",")
         if unknown := [item for item in chosen if item not in known]:
             parser.error(f"--{name}: got {', '.join(unknown)}, expected some of {', '.join(known)}")
@@ -319,15 +352,41 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     if options.worker:
-        done = (
-            measure_streaming(options.models)
-            if options.worker == ["streaming"]
-            else measure(options.worker[0], options.worker[1], options.models)
-        )
-        print(json.dumps(done))
+        print(json.dumps(work(options.worker, options.models)))
         return
     print_machine(options.threads)
-    libraries = [name for name in options.only if installed(name, LIBRARIES[name][0])]
+    modules = {name: library[0] for name, library in [*LIBRARIES.items(), *lora.LIBRARIES.items()]}
+    options.only = [name for name in options.only if installed(name, modules[name])]
+    figures = {}
+    if "generation" in options.sections:
+        figures |= run_generation(options)
+    if "lora" in options.sections:
+        figures |= {"lora": run_lora(options)}
+    if "embedding" in options.sections:
+        print()
+        figures |= {"embedding": embeddings.compare(options.models, options.threads, options.timeout)}
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+def work(arguments: list[str], models: Path) -> dict:
+    """What a process that measures was told to do."""
+    match arguments:
+        case ["streaming"]:
+            return measure_streaming(models)
+        case ["step", *case]:
+            return measure_step(case, models)
+        case ["swaps", library]:
+            return lora.measure_swaps(library, models)
+        case [library, weights]:
+            return measure(library, weights, models)
+        case _:
+            raise ValueError(f"unknown work {arguments}")
+
+
+def run_generation(options: argparse.Namespace) -> dict:
+    """Measures generation, prints both tables and returns all figures."""
+    libraries = [name for name in options.only if name in LIBRARIES]
     results: dict[str, dict[str, dict]] = {}
     for weights in options.formats:
         rows = {}
@@ -343,11 +402,7 @@ def main() -> None:
         print()
         streaming = worker(["streaming"], options)
         print_streaming(streaming)
-    print()
-    embedding = embeddings.compare(options.models, options.threads, options.timeout)
-    if options.json:
-        figures = {"libraries": results, "streaming": streaming, "embedding": embedding}
-        options.json.write_text(json.dumps(figures, indent=2))
+    return {"libraries": results, "streaming": streaming}
 
 
 if __name__ == "__main__":
