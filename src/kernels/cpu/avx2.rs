@@ -136,7 +136,7 @@ fn lanes(t: &Tile, v: usize) -> __m256i {
 /// As [`TileFn`], for R rows and V vectors.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn load_sums<const R: usize, const V: usize>(t: &Tile) -> [[__m256; V]; R] {
+pub(super) unsafe fn load_sums<const R: usize, const V: usize>(t: &Tile) -> [[__m256; V]; R] {
     let mut sums = [[_mm256_setzero_ps(); V]; R];
     if !t.first {
         for v in 0..V {
@@ -156,7 +156,7 @@ unsafe fn load_sums<const R: usize, const V: usize>(t: &Tile) -> [[__m256; V]; R
 /// As [`TileFn`], for R rows and V vectors.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn store_sums<const R: usize, const V: usize>(t: &Tile, sums: &[[__m256; V]; R]) {
+pub(super) unsafe fn store_sums<const R: usize, const V: usize>(t: &Tile, sums: &[[__m256; V]; R]) {
     for v in 0..V {
         let mask = lanes(t, v);
         let bias = match t.bias.is_null() {

@@ -115,6 +115,12 @@ fn tiles(format: BlockFormat, isa: Isa) -> &'static Tiles {
         Isa::Avx512 | Isa::Avx512Bf16 if std::arch::is_x86_feature_detected!("avx512vnni") => {
             super::vnni::tiles(layout.groups, layout.minima)
         }
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => super::avx2::vnni::tiles(layout.groups, layout.minima, layout.planes.low == 8),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => {
+            super::avx2::plain::tiles(layout.groups, layout.minima, layout.planes.low == 8)
+        }
         _ => scalar::tiles(layout.groups, layout.minima),
     }
 }

@@ -7,6 +7,8 @@
 
 mod activation;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod direct;
 mod format;
 mod lines;
