@@ -1,4 +1,7 @@
 //! A matrix in one of ggml's block formats, on the CPU: it stays as small as it was stored.
+//!
+//! Most formats are packed for the kernels that multiply in eight-bit integers; the few others are kept as they came
+//! and decoded row by row.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,16 +11,25 @@ use candle_core::{DType, Device, Tensor};
 
 use super::formats::BlockFormat;
 use super::{DenseWeight, Format, Weight};
-use crate::kernels::cpu::pool;
+use crate::kernels::cpu::{self, PackedQuant, pool};
 use crate::kernels::decoded::{Rows, decoded_linear};
+use crate::kernels::linear::quant_linear;
 use crate::{Error, Result};
 
 /// A quantised matrix `[out, in]` on the CPU.
 #[derive(Debug)]
 pub struct GgmlWeight {
-    blocks: Arc<Blocks>,
+    format: &'static BlockFormat,
+    values: Values,
 }
 
+#[derive(Debug)]
+enum Values {
+    Packed(Arc<PackedQuant>),
+    Blocks(Arc<Blocks>),
+}
+
+/// Blocks as the file has them.
 #[derive(Debug)]
 struct Blocks {
     format: &'static BlockFormat,
@@ -37,6 +49,24 @@ impl Rows for Blocks {
     }
 }
 
+/// The kernels' name of a format; `None` where they have none for it.
+fn kernel_format(format: Format) -> Option<cpu::BlockFormat> {
+    use cpu::BlockFormat as Kernel;
+    Some(match format {
+        Format::Q4_0 => Kernel::Q4_0,
+        Format::Q4_1 => Kernel::Q4_1,
+        Format::Q5_0 => Kernel::Q5_0,
+        Format::Q5_1 => Kernel::Q5_1,
+        Format::Q8_0 => Kernel::Q8_0,
+        Format::Q2K => Kernel::Q2K,
+        Format::Q3K => Kernel::Q3K,
+        Format::Q4K => Kernel::Q4K,
+        Format::Q5K => Kernel::Q5K,
+        Format::Q6K => Kernel::Q6K,
+        _ => return None,
+    })
+}
+
 impl GgmlWeight {
     /// Copies the blocks of whole rows of `inn` values.
     ///
@@ -53,8 +83,16 @@ impl GgmlWeight {
             let expected = format!("rows of a multiple of {} values", format.block_elements());
             return Err(Error::argument("weight bytes", got, expected));
         }
-        let blocks = Blocks { format: entry, out: bytes.len() / row, inn, bytes: bytes.to_vec() };
-        Ok(Self { blocks: Arc::new(blocks) })
+        let values = match kernel_format(format) {
+            Some(format) => Values::Packed(Arc::new(PackedQuant::pack(format, &[bytes], inn)?)),
+            None => Values::Blocks(Arc::new(Blocks {
+                format: entry,
+                out: bytes.len() / row,
+                inn,
+                bytes: bytes.to_vec(),
+            })),
+        };
+        Ok(Self { format: entry, values })
     }
 
     /// Converts a matrix `[out, in]` whose rows are whole blocks of `format`.
@@ -83,12 +121,28 @@ impl GgmlWeight {
         }
         Ok(Arc::new(DenseWeight::new(self.dequantize(dtype)?.to_device(device)?)?))
     }
+
+    /// Writes row `row`, which there is, to `values: [in]`.
+    fn decode(&self, row: usize, values: &mut [f32]) {
+        match &self.values {
+            Values::Packed(matrix) => matrix.row(row, values),
+            Values::Blocks(blocks) => blocks.decode(row, values),
+        }
+    }
 }
 
 impl Weight for GgmlWeight {
-    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        let rows: Arc<dyn Rows> = Arc::clone(&self.blocks) as _;
-        decoded_linear(x, &rows)
+    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let blocks = match &self.values {
+            Values::Packed(matrix) => return quant_linear(x, matrix, bias),
+            Values::Blocks(blocks) => blocks,
+        };
+        let rows: Arc<dyn Rows> = Arc::clone(blocks) as _;
+        let y = decoded_linear(x, &rows)?;
+        Ok(match bias {
+            Some(bias) => y.broadcast_add(&bias.detach())?,
+            None => y,
+        })
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
@@ -99,7 +153,7 @@ impl Weight for GgmlWeight {
                 let allowed = format!("ids below {out}");
                 return Err(Error::argument("input_ids", format!("token id {id}"), allowed));
             }
-            self.blocks.decode(*id as usize, row);
+            self.decode(*id as usize, row);
         }
         Ok(Tensor::from_vec(values, (ids.len(), inn), &Device::Cpu)?.to_dtype(dtype)?)
     }
@@ -107,23 +161,32 @@ impl Weight for GgmlWeight {
     fn dequantize(&self, dtype: DType) -> Result<Tensor> {
         let (out, inn) = self.shape();
         let mut values = vec![0.0; out * inn];
-        pool::parallel_chunks(&mut values, inn, |row, values| self.blocks.decode(row, values));
+        pool::parallel_chunks(&mut values, inn, |row, values| self.decode(row, values));
         Ok(Tensor::from_vec(values, (out, inn), &Device::Cpu)?.to_dtype(dtype)?)
     }
 
     fn shape(&self) -> (usize, usize) {
-        self.blocks.shape()
+        match &self.values {
+            Values::Packed(matrix) => matrix.shape(),
+            Values::Blocks(blocks) => blocks.shape(),
+        }
     }
 
     fn size_in_bytes(&self) -> usize {
-        self.blocks.bytes.len()
+        match &self.values {
+            Values::Packed(matrix) => matrix.size_in_bytes(),
+            Values::Blocks(blocks) => blocks.bytes.len(),
+        }
     }
 
     fn format(&self) -> Format {
-        self.blocks.format.format
+        self.format.format
     }
 
     fn stored(&self) -> Result<Cow<'_, [u8]>> {
-        Ok(Cow::Borrowed(&self.blocks.bytes))
+        Ok(match &self.values {
+            Values::Packed(matrix) => Cow::Owned(matrix.unpack()),
+            Values::Blocks(blocks) => Cow::Borrowed(&blocks.bytes),
+        })
     }
 }
