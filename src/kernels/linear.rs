@@ -1,8 +1,8 @@
 //! The product of activations with a frozen weight: `y = x Wᵀ`.
 //!
 //! Its backward pass gives the gradient of `x` only: a frozen weight needs none, and candle's own matmul would compute
-//! and keep one as large as the weight. It adds no bias and trains nothing; what is trained beside a frozen weight is an
-//! adapter's business. Second derivatives are not supported.
+//! and keep one as large as the weight. A bias is added on the way and is as frozen as the weight; what is trained beside
+//! them is an adapter's business. Second derivatives are not supported.
 
 use std::sync::Arc;
 
@@ -12,18 +12,20 @@ use candle_core::{
 };
 
 use super::cpu::{PackedMatrix, PackedQuant};
+use super::rows;
 use crate::{Error, Result};
 
-/// `x Wᵀ` for `x: [.., in]`, f32 on the CPU, and a packed weight `[out, in]`; gives `[.., out]` in f32.
+/// `x Wᵀ + bias` for `x: [.., in]`, a packed weight `[out, in]` and `bias: [out]`, f32 on the CPU; gives `[.., out]`.
 ///
-/// Differentiable in `x`. Fails when `x` is elsewhere, of another dtype, or of another width.
-pub fn packed_linear(x: &Tensor, weight: &Arc<PackedMatrix>) -> Result<Tensor> {
-    apply(&x.contiguous()?, Packed { weight: weight.clone(), transposed: false })
+/// Differentiable in `x`. Fails when `x` is elsewhere, of another dtype, or of another width, and when the bias does not
+/// fit.
+pub fn packed_linear(x: &Tensor, weight: &Arc<PackedMatrix>, bias: Option<&Tensor>) -> Result<Tensor> {
+    apply(&x.contiguous()?, Packed::new(weight, bias)?)
 }
 
 /// As [`packed_linear`], for a weight in a block format; activations are quantised as ggml does, gradients are not.
-pub fn quant_linear(x: &Tensor, weight: &Arc<PackedQuant>) -> Result<Tensor> {
-    apply(&x.contiguous()?, Packed { weight: weight.clone(), transposed: false })
+pub fn quant_linear(x: &Tensor, weight: &Arc<PackedQuant>, bias: Option<&Tensor>) -> Result<Tensor> {
+    apply(&x.contiguous()?, Packed::new(weight, bias)?)
 }
 
 /// `x Wᵀ` for `x: [.., in]` and `weight: [out, in]` of the same dtype on the same device; gives `[.., out]`.
@@ -60,7 +62,7 @@ fn output_shape(layout: &Layout, from: usize, to: usize) -> CandleResult<(Shape,
 /// A packed weight of either kind.
 trait Matrix: Send + Sync + 'static {
     fn shape(&self) -> (usize, usize);
-    fn matmul(&self, x: &[f32], y: &mut [f32]);
+    fn matmul(&self, x: &[f32], y: &mut [f32], bias: Option<&[f32]>);
     fn matmul_t(&self, dy: &[f32], dx: &mut [f32]);
 }
 
@@ -69,8 +71,8 @@ impl Matrix for PackedMatrix {
         self.shape()
     }
 
-    fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        self.matmul(x, y, None);
+    fn matmul(&self, x: &[f32], y: &mut [f32], bias: Option<&[f32]>) {
+        self.matmul(x, y, bias);
     }
 
     fn matmul_t(&self, dy: &[f32], dx: &mut [f32]) {
@@ -83,8 +85,8 @@ impl Matrix for PackedQuant {
         self.shape()
     }
 
-    fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        self.matmul(x, y, None);
+    fn matmul(&self, x: &[f32], y: &mut [f32], bias: Option<&[f32]>) {
+        self.matmul(x, y, bias);
     }
 
     fn matmul_t(&self, dy: &[f32], dx: &mut [f32]) {
@@ -94,8 +96,21 @@ impl Matrix for PackedQuant {
 
 struct Packed<M> {
     weight: Arc<M>,
+    bias: Option<Tensor>,
     /// Multiplies with `W` instead of `Wᵀ`: the backward pass of the other.
     transposed: bool,
+}
+
+impl<M: Matrix> Packed<M> {
+    fn new(weight: &Arc<M>, bias: Option<&Tensor>) -> Result<Self> {
+        let (out, _) = weight.shape();
+        if let Some(bias) = bias.filter(|bias| !rows::is_f32_on_cpu(bias) || bias.dims() != [out]) {
+            let got = format!("{:?} {:?} on {:?}", bias.dtype(), bias.dims(), bias.device().location());
+            return Err(Error::argument("bias of a linear layer", got, format!("F32 [{out}] on the CPU")));
+        }
+        let bias = bias.map(|bias| bias.detach().contiguous()).transpose()?;
+        Ok(Self { weight: Arc::clone(weight), bias, transposed: false })
+    }
 }
 
 impl<M: Matrix> CustomOp1 for Packed<M> {
@@ -106,16 +121,19 @@ impl<M: Matrix> CustomOp1 for Packed<M> {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
         let (out, inn) = self.weight.shape();
         let (from, to) = if self.transposed { (out, inn) } else { (inn, out) };
-        let (shape, rows) = output_shape(layout, from, to)?;
+        let (shape, count) = output_shape(layout, from, to)?;
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("linear: the input is not contiguous");
         };
         let x = &storage.as_slice::<f32>()?[start..end];
-        let mut y = vec![0f32; rows * to];
-        if self.transposed {
-            self.weight.matmul_t(x, &mut y)
-        } else {
-            self.weight.matmul(x, &mut y)
+        let mut y = vec![0f32; count * to];
+        match &self.bias {
+            _ if self.transposed => self.weight.matmul_t(x, &mut y),
+            None => self.weight.matmul(x, &mut y, None),
+            Some(bias) => rows::with_slice(bias, |bias| {
+                self.weight.matmul(x, &mut y, Some(bias));
+                Ok(())
+            })?,
         }
         Ok((CpuStorage::F32(y), shape))
     }
@@ -124,7 +142,7 @@ impl<M: Matrix> CustomOp1 for Packed<M> {
         if self.transposed {
             return Err(candle_core::Error::BackwardNotSupported { op: self.name() });
         }
-        let op = Packed { weight: self.weight.clone(), transposed: true };
+        let op = Packed { weight: self.weight.clone(), bias: None, transposed: true };
         Ok(Some(dy.contiguous()?.apply_op1_no_bwd(&op)?))
     }
 }
@@ -229,14 +247,17 @@ mod tests {
         let (weight, packed) = weight(19, 23);
         let x = tensor((2, 3, 23), 1);
         let expected = x.broadcast_matmul(&weight.t().unwrap()).unwrap();
-        assert_close(&packed_linear(&x, &packed).unwrap(), &expected);
+        assert_close(&packed_linear(&x, &packed, None).unwrap(), &expected);
         assert_close(&linear(&x, &weight).unwrap(), &expected);
+        let bias = tensor((1, 1, 19), 5).flatten_all().unwrap();
+        let biased = packed_linear(&x, &packed, Some(&bias)).unwrap();
+        assert_close(&biased, &expected.broadcast_add(&bias).unwrap());
         // A view that starts inside its storage, and one that is not contiguous.
         let tail = x.narrow(0, 1, 1).unwrap();
-        assert_close(&packed_linear(&tail, &packed).unwrap(), &expected.narrow(0, 1, 1).unwrap());
+        assert_close(&packed_linear(&tail, &packed, None).unwrap(), &expected.narrow(0, 1, 1).unwrap());
         assert_close(&linear(&tail, &weight).unwrap(), &expected.narrow(0, 1, 1).unwrap());
         let turned = x.transpose(0, 1).unwrap();
-        assert_close(&packed_linear(&turned, &packed).unwrap(), &expected.transpose(0, 1).unwrap());
+        assert_close(&packed_linear(&turned, &packed, None).unwrap(), &expected.transpose(0, 1).unwrap());
         assert_close(&linear(&turned, &weight).unwrap(), &expected.transpose(0, 1).unwrap());
     }
 
@@ -245,7 +266,7 @@ mod tests {
         let (weight, packed) = weight(7, 11);
         let start = tensor((1, 4, 11), 2);
         let ops: [&dyn Fn(&Tensor) -> Tensor; 2] =
-            [&|x| packed_linear(x, &packed).unwrap(), &|x| linear(x, &weight).unwrap()];
+            [&|x| packed_linear(x, &packed, None).unwrap(), &|x| linear(x, &weight).unwrap()];
         for op in ops {
             // A loss in which every output has a slope of its own.
             let loss = |x: &Tensor| (op(x).sqr().unwrap() * tensor((1, 4, 7), 9)).unwrap().sum_all().unwrap();
@@ -275,7 +296,7 @@ mod tests {
         let weight: Vec<f32> = (0..5 * 64).map(|i| f32::from(code(i) as i8) / 128.0).collect();
         let weight = Tensor::from_vec(weight, (5, 64), &Device::Cpu).unwrap();
         let x = Var::from_tensor(&tensor((2, 3, 64), 1)).unwrap();
-        let y = quant_linear(&x, &Arc::new(packed)).unwrap();
+        let y = quant_linear(&x, &Arc::new(packed), None).unwrap();
         let expected = x.broadcast_matmul(&weight.t().unwrap()).unwrap();
         for (a, b) in values(&y).into_iter().zip(values(&expected)) {
             assert!((a - b).abs() <= 0.02, "{a} and {b}");
@@ -293,7 +314,7 @@ mod tests {
         let grads = linear(&x, &weight).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&x).is_some() && grads.get(&weight).is_none());
         let x = x.detach();
-        assert!(!packed_linear(&x, &packed).unwrap().track_op());
+        assert!(!packed_linear(&x, &packed, None).unwrap().track_op());
         assert!(!linear(&x, &weight).unwrap().track_op());
     }
 
@@ -302,11 +323,17 @@ mod tests {
         let (weight, packed) = weight(5, 6);
         let wide = tensor((1, 2, 7), 4);
         assert!(
-            packed_linear(&wide, &packed).unwrap_err().to_string().contains("expected a last dimension of 6")
+            packed_linear(&wide, &packed, None)
+                .unwrap_err()
+                .to_string()
+                .contains("expected a last dimension of 6")
         );
         assert!(linear(&wide, &weight).is_err());
         let half = tensor((1, 2, 6), 4).to_dtype(candle_core::DType::BF16).unwrap();
-        assert!(packed_linear(&half, &packed).is_err());
+        assert!(packed_linear(&half, &packed, None).is_err());
+        let bias = tensor((1, 1, 6), 4).flatten_all().unwrap();
+        let error = packed_linear(&tensor((1, 2, 6), 4), &packed, Some(&bias)).unwrap_err();
+        assert!(error.to_string().contains("[5] on the CPU"), "{error}");
         assert!(linear(&half, &weight).is_err());
     }
 }

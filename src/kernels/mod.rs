@@ -3,6 +3,7 @@
 //! It knows no model and no file format. Each op's file holds, in order: the public function, which picks a fused
 //! or a reference implementation; `reference`, in plain differentiable tensor ops; the custom op; its tests.
 
+pub mod add;
 pub mod attention;
 pub mod cpu;
 pub mod cross_entropy;

@@ -10,6 +10,7 @@ use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor,
 };
 
+use super::add::add;
 #[cfg(feature = "metal")]
 use super::metal::rows as metal;
 use super::rows::{self, Floats, Product, Squares, Term, Weighted};
@@ -54,7 +55,7 @@ pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f64) ->
         let both = metal::add_rms_norm(x, residual, weight, eps as f32)?;
         return Ok((both.get(0)?, both.get(1)?));
     }
-    let sum = (x + residual)?;
+    let sum = add(x, residual)?;
     let normed = rms_norm(&sum, weight, eps)?;
     Ok((sum, normed))
 }

@@ -88,10 +88,7 @@ impl Projection {
         let x = Tensor::from_vec(vectors, (rows, inn), &Device::Cpu)?;
         let y = match self {
             Self::Dense(dense) => {
-                let mut y = dense.weight.matmul(&x)?;
-                if let Some(bias) = &dense.bias {
-                    y = y.broadcast_add(bias)?;
-                }
+                let y = dense.weight.linear(&x, dense.bias.as_ref())?;
                 activation(&y, dense.activation)?
             }
             Self::Norm(norm, _) => norm.forward(&x)?,

@@ -12,6 +12,7 @@ use super::{
     RopeConfig,
 };
 use crate::Result;
+use crate::kernels::add::add;
 use crate::kernels::gated_act::Activation;
 use crate::weight::{Scope, Weight};
 
@@ -62,7 +63,7 @@ impl Block {
     fn forward(&self, x: &Tensor, pass: &mut Pass, layer: usize) -> Result<Tensor> {
         let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let (x, normed) = self.post_attention_layernorm.forward_add(&attended, x)?;
-        Ok((x + self.mlp.forward(&normed, pass)?)?)
+        add(&x, &self.mlp.forward(&normed, pass)?)
     }
 }
 

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 
 use super::relative_bias::RelativeBias;
 use super::{Embedding, LayerNorm, Linear, Pass, Rope, RopeConfig};
+use crate::kernels::add::add;
 use crate::kernels::attention::{AttentionArgs, attention};
 use crate::kernels::gated_act::{Activation, activation, gated_act};
 use crate::kernels::rope::rope;
@@ -234,13 +235,13 @@ impl Block {
             None => Ok(x.clone()),
         };
         if config.pre_norm {
-            let x = (x + self.attend(&norm(x)?, pass, config, bias)?)?;
+            let x = add(x, &self.attend(&norm(x)?, pass, config, bias)?)?;
             let normed = self.feed_forward_norm.forward(&x)?;
-            return Ok((&x + self.feed_forward.forward(&normed, pass, config.activation)?)?);
+            return add(&x, &self.feed_forward.forward(&normed, pass, config.activation)?);
         }
-        let x = norm(&(x + self.attend(x, pass, config, bias)?)?)?;
+        let x = norm(&add(x, &self.attend(x, pass, config, bias)?)?)?;
         let fed = self.feed_forward.forward(&x, pass, config.activation)?;
-        self.feed_forward_norm.forward(&(x + fed)?)
+        self.feed_forward_norm.forward(&add(&x, &fed)?)
     }
 
     fn attend(
@@ -369,7 +370,7 @@ impl Encoder {
                 Positions::AfterPadding { padding, .. } => after_padding(pass, padding),
                 _ => batch.positions().to_vec(),
             };
-            x = (x + positions.lookup(&rows)?)?;
+            x = add(&x, &positions.lookup(&rows)?)?;
         }
         if let Some(token_types) = &self.token_types {
             // A table of one row has nothing to tell apart, whatever the tokenizer says.
@@ -377,7 +378,7 @@ impl Encoder {
             x = if types.is_empty() || self.config.token_types == 1 {
                 x.broadcast_add(&token_types.lookup(&[0])?)?
             } else {
-                (x + token_types.lookup(types)?)?
+                add(&x, &token_types.lookup(types)?)?
             };
         }
         self.embedding_norm.forward(&x)

@@ -31,11 +31,7 @@ impl Linear {
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let y = self.weight.matmul(x)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        };
+        let y = self.weight.linear(x, self.bias.as_ref())?;
         pass.adapters().apply(&self.path, y, |adapter, rows, part| {
             let input =
                 if rows.len() == x.dims()[0] { x.clone() } else { x.narrow(0, rows.start, rows.len())? };

@@ -35,8 +35,12 @@ fn plain_format(dtype: DType) -> Result<Format> {
 }
 
 impl Weight for DenseWeight {
-    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        kernels::linear::linear(x, &self.tensor)
+    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let y = kernels::linear::linear(x, &self.tensor)?;
+        Ok(match bias {
+            Some(bias) => y.broadcast_add(&bias.detach())?,
+            None => y,
+        })
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {

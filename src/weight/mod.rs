@@ -28,7 +28,11 @@ use crate::Result;
 /// A frozen matrix `[out, in]` that can be multiplied with activations.
 pub trait Weight: Send + Sync + Debug {
     /// `x · Wᵀ`: `[tokens, in]` to `[tokens, out]` in the dtype of `x`; differentiable in `x`, never in the weight.
-    fn matmul(&self, x: &Tensor) -> Result<Tensor>;
+    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        self.linear(x, None)
+    }
+    /// `x · Wᵀ + bias` for `bias: [out]`, else as [`Weight::matmul`]; the bias gets no gradient.
+    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
     /// The rows with the given indices as `[ids, in]` in `dtype`: an embedding lookup.
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor>;
     /// The whole matrix as a plain tensor `[out, in]`.

@@ -40,8 +40,8 @@ fn element(format: Format) -> Option<Element> {
 }
 
 impl Weight for PackedWeight {
-    fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        packed_linear(x, &self.matrix)
+    fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        packed_linear(x, &self.matrix, bias)
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
