@@ -16,6 +16,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod bf16_avx512;
 mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod pack;
 pub mod pool;
 mod product;
@@ -48,10 +50,15 @@ pub enum Isa {
     Avx512,
     /// The same and AVX-512 BF16.
     Avx512Bf16,
+    /// What every 64-bit ARM processor has.
+    Neon,
+    /// The same and the dot products of bytes.
+    NeonDot,
 }
 
 impl Isa {
-    const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16];
+    const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon, Isa::NeonDot];
 
     /// The name that [`KERNEL_VARIABLE`] takes.
     pub fn name(self) -> &'static str {
@@ -61,6 +68,8 @@ impl Isa {
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Neon => "neon",
+            Isa::NeonDot => "neondot",
         }
     }
 
@@ -77,11 +86,22 @@ impl Isa {
                 avx512 && Isa::Avx2.is_available()
             }
             Isa::Avx512Bf16 => has!("avx512bf16") && Isa::Avx512.is_available(),
+            Isa::Neon | Isa::NeonDot => false,
         }
     }
 
     /// Whether this processor has the instructions.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    fn is_available(self) -> bool {
+        match self {
+            Isa::Scalar | Isa::Neon => true,
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            _ => false,
+        }
+    }
+
+    /// Whether this processor has the instructions.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     fn is_available(self) -> bool {
         self == Isa::Scalar
     }

@@ -83,6 +83,12 @@ pub(super) fn tiles(element: Element, isa: Isa) -> &'static Tiles {
             Element::Bf16 => &super::avx2::BF16,
             Element::F16 => &super::avx2::F16,
         },
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::NeonDot => match element {
+            Element::F32 => &super::neon::F32,
+            Element::Bf16 => &super::neon::BF16,
+            Element::F16 => &super::neon::F16,
+        },
         _ => match element {
             Element::F32 => &super::scalar::F32,
             Element::Bf16 => &super::scalar::BF16,

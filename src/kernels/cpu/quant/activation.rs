@@ -38,12 +38,10 @@ pub(super) type QuantizeFn = unsafe fn(format: BlockFormat, x: &[f32], to: *mut 
 /// The function for `isa`.
 pub(super) fn quantizer(isa: Isa) -> QuantizeFn {
     match isa {
-        Isa::Scalar => portable,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::AvxVnni => avx2,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => avx512,
-        #[cfg(not(target_arch = "x86_64"))]
         _ => portable,
     }
 }

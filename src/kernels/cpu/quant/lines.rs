@@ -293,9 +293,9 @@ pub(super) fn unpacker(format: BlockFormat, isa: Isa) -> UnpackFn {
         const AVX2: [UnpackFn; BlockFormat::ALL.len()] = table!(avx2);
         const AVX512: [UnpackFn; BlockFormat::ALL.len()] = table!(avx512);
         match isa {
-            Isa::Scalar => {}
             Isa::Avx2 | Isa::AvxVnni => return AVX2[format as usize],
             Isa::Avx512 | Isa::Avx512Bf16 => return AVX512[format as usize],
+            _ => {}
         }
     }
     let _ = isa;

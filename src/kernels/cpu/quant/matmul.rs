@@ -121,6 +121,8 @@ fn tiles(format: BlockFormat, isa: Isa) -> &'static Tiles {
         Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => {
             super::avx2::plain::tiles(layout.groups, layout.minima, layout.planes.low == 8)
         }
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot => super::neon::tiles(layout.groups, layout.minima, layout.planes.low == 8),
         _ => scalar::tiles(layout.groups, layout.minima),
     }
 }

@@ -13,6 +13,8 @@ mod direct;
 mod format;
 mod lines;
 mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
