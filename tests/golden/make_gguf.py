@@ -123,6 +123,28 @@ def make_model(name: str, checkpoint: str, matrices: Type | None, per_part: int)
     if rounded:
         write_tensors(OUT / f"{name}.blocks.safetensors", {k: torch.from_numpy(v) for k, v in rounded.items()})
     check_logits(name, source, sorted(OUT.glob(f"{name}*.gguf"))[0], matrices)
+    if rounded:
+        keep_logits(name, source)
+
+
+def keep_logits(name: str, source: Path) -> None:
+    """What llama.cpp computes from blocks with activations in 8 bits, and everything else in f32."""
+    expected = load_file(source / "expected.safetensors")
+    logits = {}
+    for key in sorted(key for key in expected if key.startswith("input_ids_")):
+        ids = expected[key].tolist()
+        llm = Llama(
+            str(OUT / f"{name}.gguf"),
+            n_ctx=256,
+            logits_all=True,
+            n_threads=1,
+            type_k=Type.F32,
+            type_v=Type.F32,
+            verbose=False,
+        )
+        llm.eval(ids)
+        logits[key.replace("input_ids", "logits")] = torch.from_numpy(np.array(llm.scores[: len(ids)]))
+    write_tensors(OUT / f"{name}.logits.safetensors", logits)
 
 
 def check_logits(name: str, source: Path, path: Path, matrices: Type | None) -> None:

@@ -51,18 +51,22 @@ fn logits_are_those_of_the_checkpoint() {
 }
 
 #[test]
-fn quantised_tensors_stay_quantised_and_compute_what_their_values_say() {
+fn quantised_tensors_stay_quantised_and_compute_what_llama_cpp_does() {
     for (name, checkpoint, bytes_per_value) in [("q8_0", "llama/llama3", 1.4), ("q4_0", "qwen2/tied", 1.0)] {
-        let (kept, expected) = (load(&format!("gguf/{name}.gguf"), "auto"), expected(checkpoint));
-        let decoded = load(&format!("gguf/{name}.gguf"), "float32");
+        let kept = load(&format!("gguf/{name}.gguf"), "auto");
         assert!((kept.size_in_bytes() as f64) < bytes_per_value * kept.num_parameters() as f64, "{name}");
+        let decoded = load(&format!("gguf/{name}.gguf"), "float32");
         assert!(decoded.size_in_bytes() >= 4 * decoded.num_parameters());
-        let prompts = prompts(&expected);
-        let both =
-            kept.logits(&prompts, None).unwrap().into_iter().zip(decoded.logits(&prompts, None).unwrap());
-        for (kept, decoded) in both {
-            let worst = difference(&kept, &decoded);
-            assert!(worst <= 1e-4, "{name}: {worst}");
+        let path = golden(&format!("gguf/{name}.logits.safetensors"));
+        let theirs = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let prompts = prompts(&expected(checkpoint));
+        let (ours, decoded) = (kept.logits(&prompts, None).unwrap(), decoded.logits(&prompts, None).unwrap());
+        for (index, (ours, decoded)) in ours.iter().zip(&decoded).enumerate() {
+            let theirs = &theirs[&format!("logits_{index}")];
+            // Rows without whole blocks are f16 in these files, where llama.cpp rounds activations to f16; that pushes
+            // some to the next code in the layers behind.
+            let (apart, rounding) = (difference(ours, theirs), difference(decoded, theirs));
+            assert!(apart <= 0.6 * rounding, "{name} prompt {index}: {apart}, without codes {rounding}");
         }
     }
 }

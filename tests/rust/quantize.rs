@@ -140,8 +140,11 @@ fn loading_into_a_format_equals_converting_to_it() {
         assert!(a.iter().zip(&b).all(|(a, b)| difference(a, b) == 0.0), "{name} {format}");
         let changes = a.iter().enumerate().map(|(i, a)| difference(a, &expected[&format!("logits_{i}")]));
         let largest = changes.fold(0.0, f32::max);
-        // Kernels may round activations to eight bits as well.
-        assert!((largest / reference - 1.0).abs() < 0.15, "{name} {format}: {largest}, expected {reference}");
+        // Activations are rounded to eight bits as well, which shows most where weights have as many.
+        assert!(
+            (0.5..2.0).contains(&(largest / reference)),
+            "{name} {format}: {largest}, expected {reference}"
+        );
     }
 }
 

@@ -112,8 +112,10 @@ fn a_saved_gguf_file_has_the_tokenizer() {
         ours.encode(TEXTS[1], true).unwrap()
     );
     assert_eq!(third.tokenizer().unwrap().config().chat_templates, ours.config().chat_templates);
+    // The directory has the values of the blocks, which meet activations that are not rounded.
     let ids: Vec<u32> = (1..40).collect();
-    assert!(apart(&again, &third, &[ids]) <= 1e-3);
+    let (directory, plain) = (apart(&again, &third, &[ids.clone()]), apart(&again, &model, &[ids]));
+    assert!(directory <= 0.8 * plain, "{directory}, and {plain} from the unrounded values");
 }
 
 #[test]
