@@ -30,6 +30,11 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64], label_smoothing: f32) -> R
         return Err(Error::internal("cross_entropy", found));
     }
     let counted = labels.iter().filter(|&&l| l != IGNORED_LABEL).count();
+    #[cfg(feature = "metal")]
+    if super::metal::rows::fits(&[logits]) {
+        let labels: Vec<_> = labels.iter().map(|&label| usize::try_from(label).ok()).collect();
+        return Ok((super::metal::cross_entropy::cross_entropy(logits, &labels, label_smoothing)?, counted));
+    }
     let loss = if rows::is_f32_on_cpu(logits) {
         let labels = labels.iter().map(|&label| usize::try_from(label).ok()).collect();
         let (level, log_sums) = (Level::current(), Mutex::default());

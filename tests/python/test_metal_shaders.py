@@ -28,7 +28,7 @@ UNLIMITED = 1 << 30
 def shader(name: str, *, edit: tuple[str, str] | None = None) -> Shader:
     """A shader of ours, perhaps with a fault planted in it."""
     text = (SOURCES / f"{name}.metal").read_text()
-    if name in {"rms_norm", "layer_norm"}:
+    if name in {"rms_norm", "layer_norm", "cross_entropy"}:
         text = (SOURCES / "reduce.metal").read_text() + text
     if edit:
         assert edit[0] in text
@@ -162,6 +162,31 @@ def test_activations_and_slopes_equal_numpy() -> None:
         np.testing.assert_allclose(y.array(), f(x) * up, rtol=3e-5, atol=1e-6)
         np.testing.assert_allclose(d_up.array(), f(x) * dy, rtol=3e-5, atol=1e-6)
         np.testing.assert_allclose(d_gate.array(), slope * up * dy, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_numpy(kind: str, smoothing: float) -> None:
+    encode, decode, tolerance = TYPES[kind]
+    labels, vocab = np.array([3, -1, 499, 0, 7], np.int32), 500
+    logits, grads = decode(encode(noise(1, 5, vocab) * 5)), noise(2, 5)
+    exact = logits.astype(np.float64)
+    log_sum = np.log(np.exp(exact).sum(1))
+    picked = np.take_along_axis(exact, np.maximum(labels, 0)[:, None], 1)[:, 0]
+    want = (1 - smoothing) * (log_sum - picked) + smoothing * (log_sum - exact.mean(1))
+    target = np.full((5, vocab), smoothing / vocab)
+    target[np.arange(5), labels] += 1 - smoothing
+    slopes = np.where(labels[:, None] >= 0, (np.exp(exact - log_sum[:, None]) - target) * grads[:, None], 0)
+    shape = words(vocab, float(smoothing))
+    for seed, threads in itertools.product(SEEDS, (32, 256)):
+        losses, sums = (Buffer(np.zeros(5, np.float32)) for _ in range(2))
+        d_logits, at = Buffer(encode(np.zeros((5, vocab)))), ((5, 1, 1), (threads, 1, 1))
+        library = shader("cross_entropy")
+        library.run(f"cross_entropy_{kind}", [encode(logits), labels, shape, losses, sums], *at, seed=seed)
+        held = [encode(logits), labels, sums.array(), grads, shape, d_logits]
+        library.run(f"cross_entropy_back_{kind}", held, *at, seed=seed)
+        close(losses.array(), np.where(labels >= 0, want, 0), 1e-5)
+        close(decode(d_logits.array()), slopes, tolerance)
 
 
 # ---- attention ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 //! own file says when its shader is taken.
 
 pub(super) mod attention;
+pub(super) mod cross_entropy;
 pub(super) mod linear;
 pub(super) mod rows;
 
