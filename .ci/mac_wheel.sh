@@ -5,7 +5,8 @@
 #
 # Exit 3, with a reason on stderr, means that this machine cannot have the toolchain (see darwin_sysroot.sh). Needs
 # maturin and PyPI's lief. It links with the lld that comes with Rust against a stub SDK that names libraries and
-# symbols and holds nothing of Apple's. Such a wheel has not run on a Mac until somebody ran it there.
+# symbols and holds nothing of Apple's. Such a wheel has not run on a Mac until somebody ran it there. Not a part of
+# .ci/run, and not yet run to its end for this crate.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

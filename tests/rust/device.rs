@@ -22,8 +22,9 @@ fn it_computes_what_plain_operations_compute() {
     assert!(checks.iter().any(|check| check.difference > 0.0), "nothing was compared");
 }
 
-/// Work of the same kind needs no more memory the tenth time than it did the second time.
+/// Work of the same kind needs no more memory the twelfth time than it did before.
 #[test]
+#[ignore = "measures the device of the whole process: run it alone"]
 fn memory_stays_where_it_is() {
     let opened = open(&device()).unwrap();
     if allocated_bytes(&opened).is_none() {
@@ -34,7 +35,8 @@ fn memory_stays_where_it_is() {
     let embedder =
         Embedder::load("candlewick/tiny", &EmbedderOptions { load, ..EmbedderOptions::default() }).unwrap();
     let generator = Generator::new(&model);
-    let options = GenerationOptions { max_new_tokens: 8, ..GenerationOptions::default() };
+    let options =
+        GenerationOptions { max_new_tokens: 8, temperature: Some(0.0), ..GenerationOptions::default() };
     let work = |round: usize| {
         let prompt = "Once upon a time ".repeat(1 + round % 3);
         for token in generator.stream(&prompt.as_str().into(), &options, None).unwrap() {

@@ -141,7 +141,7 @@ struct Bind {
   O* buf = nullptr;
   size_t off = 0;
   std::string bytes;
-  bool set = false;
+  bool set = false, fresh = false;  // fresh: bound after the pipeline was set
 };
 struct Enc : Payload {
   O* cb;
@@ -149,6 +149,11 @@ struct Enc : Payload {
   Bind b[31];
   uint32_t tg[31] = {0};
   std::set<O*> wr, rd;
+  // A command buffer keeps what it was given, also when a later dispatch binds something else.
+  std::vector<O*> held;
+  ~Enc() {
+    for (O* o : held) release(o);
+  }
 };
 struct CB : Payload {
   std::vector<void*> handlers;
@@ -180,7 +185,8 @@ static void dispatch(O* self, Size grid, Size group, int exact) {
       ptr[i] = (void*)(((uintptr_t)tmp[i].data()));
     }
     static char none[65536];
-    if (!ptr[i] && k == '-') ptr[i] = none;  // arguments switched off by a function constant
+    // An argument that a function constant switched off, and what an earlier kernel left in its place.
+    if ((!ptr[i] || !b.fresh) && k == '-') ptr[i] = none;
     if ((k == 'r' || k == 'w') && !ptr[i]) {
       static std::set<std::string> seen;
       std::string m = e->fn->name + ": nothing bound at buffer index " + std::to_string(i);
@@ -432,18 +438,24 @@ static IMP lookup(const std::string& s, const std::string& c) {
   M("blitCommandEncoder") + [](O*, SEL) { return make("Blit", new Payload); };
   M("endEncoding") + [](O*, SEL) {};
   // compute encoder
-  M("setComputePipelineState:") + [](O* o, SEL, O* p) { P(Enc)->fn = static_cast<Fn*>(p->p); };
+  M("setComputePipelineState:") + [](O* o, SEL, O* p) {
+    P(Enc)->fn = static_cast<Fn*>(p->p);
+    for (Bind& k : P(Enc)->b) k.fresh = false;
+  };
   M("setBuffer:offset:atIndex:") + [](O* o, SEL, O* b, size_t off, size_t i) {
     Bind& k = P(Enc)->b[i];
     k.buf = b;
     k.off = off;
     k.set = false;
+    k.fresh = true;
+    if (b) P(Enc)->held.push_back(retain(b));
   };
   M("setBytes:length:atIndex:") + [](O* o, SEL, const char* p, size_t n, size_t i) {
     Bind& k = P(Enc)->b[i];
     k.buf = nullptr;
     k.bytes.assign(p, n);
     k.set = true;
+    k.fresh = true;
   };
   M("setThreadgroupMemoryLength:atIndex:") + [](O* o, SEL, size_t n, size_t i) { P(Enc)->tg[i] = (uint32_t)n; };
   M("dispatchThreadgroups:threadsPerThreadgroup:") + [](O* o, SEL, Size g, Size t) { dispatch(o, g, t, 0); };
