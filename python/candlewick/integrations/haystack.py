@@ -9,122 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from haystack import Document, component, default_from_dict, default_to_dict
+from haystack import Document, component
 from haystack.dataclasses import ChatMessage, ComponentInfo, StreamingChunk
 from haystack.dataclasses.streaming_chunk import (
     StreamingCallbackT,
     _invoke_streaming_callback,
     select_streaming_callback,
 )
-from haystack.utils import Secret, deserialize_callable, deserialize_secrets_inplace, serialize_callable
+from haystack.utils import Secret
 
 import candlewick as cw
 
-from ._opened import Opened, encoding, repository
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from ._haystack import Component, EmbedderComponent, content_of, conversation_of, device_of, embedded
 
 __all__ = ["CandlewickChatGenerator", "CandlewickDocumentEmbedder", "CandlewickRanker", "CandlewickTextEmbedder"]
 
 _TOKEN = ["HF_API_TOKEN", "HF_TOKEN"]
 
 
-class _Component:
-    """What all components do: keep their arguments for ``to_dict``, and open a model when it is needed."""
-
-    _kind: str
-
-    def _keep(self, **arguments: Any) -> None:
-        self._arguments = arguments
-        for name, value in arguments.items():
-            setattr(self, name, value)
-
-    def _opened(self) -> Opened[Any]:
-        opened: Opened[Any] | None = self.__dict__.get("_handle")
-        if opened is None:
-            arguments = self._arguments
-            options = {"device": arguments["device"], **(arguments["model_kwargs"] or {})}
-            for name in ("revision", "local_files_only"):
-                if arguments[name]:
-                    options[name] = arguments[name]
-            if arguments["token"] is not None and arguments["token"].resolve_value():
-                options["token"] = arguments["token"].resolve_value()
-            source = arguments["model"]
-            opened = Opened(self._kind, repository(source) if self._kind == "embedder" else source, options)
-            self._handle = opened
-        return opened
-
-    def warm_up(self) -> None:
-        """Load the model. Calling it again does nothing."""
-        self._opened().get()
-
-    async def warm_up_async(self) -> None:
-        """Load the model without blocking the event loop."""
-        await self._opened().aget()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Write the component as plain values.
-
-        Returns:
-            What ``from_dict`` reads.
-        """
-        arguments = dict(self._arguments)
-        if arguments["token"] is not None:
-            arguments["token"] = arguments["token"].to_dict()
-        if arguments.get("streaming_callback") is not None:
-            arguments["streaming_callback"] = serialize_callable(arguments["streaming_callback"])
-        found: dict[str, Any] = default_to_dict(self, **arguments)
-        return found
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
-        """Make the component that was written.
-
-        Args:
-            data: What ``to_dict`` gave.
-
-        Returns:
-            The component.
-        """
-        arguments = dict(data.get("init_parameters", {}))
-        if isinstance(arguments.get("token"), dict):
-            deserialize_secrets_inplace(arguments, keys=["token"])
-        if isinstance(arguments.get("streaming_callback"), str):
-            arguments["streaming_callback"] = deserialize_callable(arguments["streaming_callback"])
-        made: Self = default_from_dict(cls, {**data, "init_parameters": arguments})
-        return made
-
-
-class _Embedder(_Component):
-    """What both embedders do."""
-
-    _kind = "embedder"
-
-    prefix: str
-    suffix: str
-
-    def _options(self) -> dict[str, Any]:
-        arguments = self._arguments
-        return {
-            "batch_size": arguments["batch_size"],
-            "show_progress_bar": arguments["progress_bar"],
-            "normalize": True if arguments["normalize_embeddings"] else None,
-            "truncate_dim": arguments["truncate_dim"],
-            "precision": arguments["precision"],
-            # A prefix takes the place of the model's own prompt.
-            **({"prompt": ""} if self.prefix else {}),
-            **encoding(arguments["encode_kwargs"] or {}),
-        }
-
-    def _async_options(self) -> dict[str, Any]:
-        return {key: value for key, value in self._options().items() if key != "show_progress_bar"}
-
-
 @component
-class CandlewickTextEmbedder(_Embedder):
+class CandlewickTextEmbedder(EmbedderComponent):
     """Embeds a query; takes the place of ``SentenceTransformersTextEmbedder``.
 
     The query gets the prompt that the model has for queries, or `prefix`.
@@ -170,7 +76,7 @@ class CandlewickTextEmbedder(_Embedder):
     ) -> None:
         self._keep(
             model=model,
-            device=_device(device),
+            device=device_of(device),
             token=token,
             prefix=prefix,
             suffix=suffix,
@@ -219,7 +125,7 @@ class CandlewickTextEmbedder(_Embedder):
 
 
 @component
-class CandlewickDocumentEmbedder(_Embedder):
+class CandlewickDocumentEmbedder(EmbedderComponent):
     """Embeds documents; takes the place of ``SentenceTransformersDocumentEmbedder``.
 
     Documents get the prompt that the model has for them, or `prefix`.
@@ -264,7 +170,7 @@ class CandlewickDocumentEmbedder(_Embedder):
     ) -> None:
         self._keep(
             model=model,
-            device=_device(device),
+            device=device_of(device),
             token=token,
             prefix=prefix,
             suffix=suffix,
@@ -292,7 +198,7 @@ class CandlewickDocumentEmbedder(_Embedder):
             Copies with their vectors as ``documents``.
         """
         texts = self._texts(documents)
-        return _embedded(documents, self._opened().get().encode_document(texts, **self._options()))
+        return embedded(documents, self._opened().get().encode_document(texts, **self._options()))
 
     @component.output_types(documents=list[Document])
     async def run_async(self, documents: list[Document]) -> dict[str, Any]:
@@ -306,17 +212,17 @@ class CandlewickDocumentEmbedder(_Embedder):
         """
         texts = self._texts(documents)
         embedder = await self._opened().aget()
-        return _embedded(documents, await embedder.aencode_document(texts, **self._async_options()))
+        return embedded(documents, await embedder.aencode_document(texts, **self._async_options()))
 
     def _texts(self, documents: Any) -> list[str]:
         if not isinstance(documents, list) or any(not isinstance(document, Document) for document in documents):
             raise TypeError("documents: expected a list of Document; for a text there is another embedder")
         names, separator = self._arguments["meta_fields_to_embed"], self._arguments["embedding_separator"]
-        return [self.prefix + _content(document, names, separator) + self.suffix for document in documents]
+        return [self.prefix + content_of(document, names, separator) + self.suffix for document in documents]
 
 
 @component
-class CandlewickRanker(_Component):
+class CandlewickRanker(Component):
     """Orders documents with a cross-encoder; takes the place of ``SentenceTransformersSimilarityRanker``.
 
     Args:
@@ -363,7 +269,7 @@ class CandlewickRanker(_Component):
             raise ValueError(f"top_k must be positive, got {top_k}")
         self._keep(
             model=model,
-            device=_device(device),
+            device=device_of(device),
             token=token,
             top_k=top_k,
             query_prefix=query_prefix,
@@ -405,7 +311,7 @@ class CandlewickRanker(_Component):
         documents = list({document.id: document for document in reversed(documents)}.values())[::-1]
         names, separator = arguments["meta_fields_to_embed"], arguments["embedding_separator"]
         texts = [
-            arguments["document_prefix"] + _content(document, names, separator) + arguments["document_suffix"]
+            arguments["document_prefix"] + content_of(document, names, separator) + arguments["document_suffix"]
             for document in documents
         ]
         scale = arguments["scale_score"] if scale_score is None else scale_score
@@ -449,7 +355,7 @@ class CandlewickRanker(_Component):
 
 
 @component
-class CandlewickChatGenerator(_Component):
+class CandlewickChatGenerator(Component):
     """Answers conversations; takes the place of ``HuggingFaceLocalChatGenerator``.
 
     Args:
@@ -486,7 +392,7 @@ class CandlewickChatGenerator(_Component):
     ) -> None:
         self._keep(
             model=model,
-            device=_device(device),
+            device=device_of(device),
             token=token,
             generation_kwargs=generation_kwargs,
             streaming_callback=streaming_callback,
@@ -515,8 +421,8 @@ class CandlewickChatGenerator(_Component):
         callback = self._callback(streaming_callback, requires_async=False)
         generator, options = cw.Generator(self._opened().get()), self._options(generation_kwargs)
         if callback is None:
-            return self._replies(generator.generate(_conversation(messages), **options))
-        with generator.stream(_conversation(messages), **options) as stream:
+            return self._replies(generator.generate(conversation_of(messages), **options))
+        with generator.stream(conversation_of(messages), **options) as stream:
             for token in stream:
                 callback(self._chunk(token))
         return self._replies(stream.result)
@@ -541,8 +447,8 @@ class CandlewickChatGenerator(_Component):
         callback = self._callback(streaming_callback, requires_async=True)
         generator, options = cw.Generator(await self._opened().aget()), self._options(generation_kwargs)
         if callback is None:
-            return self._replies(await generator.agenerate(_conversation(messages), **options))
-        async with generator.stream(_conversation(messages), **options) as stream:
+            return self._replies(await generator.agenerate(conversation_of(messages), **options))
+        async with generator.stream(conversation_of(messages), **options) as stream:
             async for token in stream:
                 await _invoke_streaming_callback(callback, self._chunk(token))
         return self._replies(stream.result)
@@ -576,42 +482,3 @@ class CandlewickChatGenerator(_Component):
             },
         }
         return {"replies": [ChatMessage.from_assistant(result.text, meta=meta)]}
-
-
-def _device(given: Any) -> str:
-    if given is None:
-        return "auto"
-    name = given if isinstance(given, str) else given.to_torch_str()
-    return "metal" if name.partition(":")[0] == "mps" else name
-
-
-def _content(document: Document, names: list[str] | None, separator: str) -> str:
-    fields = [str(document.meta[name]) for name in names or [] if document.meta.get(name) is not None]
-    return separator.join([*fields, document.content or ""])
-
-
-def _embedded(documents: list[Document], vectors: Any) -> dict[str, Any]:
-    pairs = zip(documents, vectors.tolist(), strict=True)
-    return {"documents": [replace(document, embedding=vector) for document, vector in pairs]}
-
-
-def _conversation(messages: list[ChatMessage] | str) -> list[dict[str, Any]]:
-    """Messages as chat templates read them."""
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    return [_message(message) for message in messages]
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    if message.images or message.files:
-        raise ValueError("a message has something besides text; the models here read text only")
-    results = [str(result.result) for result in message.tool_call_results]
-    found: dict[str, Any] = {"role": message.role.value, "content": "".join([*message.texts, *results])}
-    if message.name is not None:
-        found["name"] = message.name
-    if message.tool_calls:
-        found["tool_calls"] = [
-            {"type": "function", "function": {"name": call.tool_name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    return found
