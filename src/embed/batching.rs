@@ -53,7 +53,7 @@ impl Truncation {
 /// Somebody who looks on: may give the work up, and hears how many inputs are done.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Asked between layers.
+    /// Asked before each matrix product.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
     /// Called after each batch with the number of its inputs.
     pub progress: &'a (dyn Fn(usize) + Sync),

@@ -319,9 +319,6 @@ impl Model {
         let decoder = &self.inner.decoder;
         let mut x = decoder.embed(pass)?;
         for layer in 0..decoder.num_layers() {
-            if pass.is_cancelled() {
-                return Err(Error::internal("a pass was given up", "nobody waits for its results"));
-            }
             x = decoder.layer(layer, &x, pass)?;
         }
         decoder.finish(&x)

@@ -350,9 +350,6 @@ impl Encoder {
         let longest = pass.batch().offsets().windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let bias = self.relative_bias.as_ref().map(|bias| bias.table(longest)).transpose()?;
         for layer in &self.layers {
-            if pass.is_cancelled() {
-                return Err(Error::internal("a pass was given up", "nobody waits for its results"));
-            }
             x = layer.forward(&x, pass, &self.config, bias.as_ref())?;
         }
         match &self.final_norm {

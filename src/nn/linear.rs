@@ -31,6 +31,7 @@ impl Linear {
 
     /// `[tokens, in]` to `[tokens, out]`.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        pass.check()?;
         let y = self.weight.linear(x, self.bias.as_ref())?;
         pass.adapters().apply(&self.path, y, |adapter, rows, part| {
             let input =

@@ -3,8 +3,8 @@
 use candle_core::Device;
 
 use super::{AdapterPlan, KvCache, Rope, RopeTables};
-use crate::Result;
 use crate::batch::Batch;
+use crate::{Error, Result};
 
 /// The batch, the caches its sequences continue, and the adapters its rows use.
 pub struct Pass<'a> {
@@ -33,7 +33,7 @@ impl<'a> Pass<'a> {
         self
     }
 
-    /// The same pass, given up between two layers as soon as `cancelled` says so.
+    /// The same pass, given up before its next matrix product as soon as `cancelled` says so.
     pub fn with_cancellation(mut self, cancelled: &'a (dyn Fn() -> bool + 'a)) -> Self {
         self.cancelled = Some(cancelled);
         self
@@ -42,6 +42,17 @@ impl<'a> Pass<'a> {
     /// Whether the pass is to be given up.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.is_some_and(|cancelled| cancelled())
+    }
+
+    /// Ends a pass that is to be given up.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] where it is.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(Error::internal("a pass was given up", "nobody waits for its results"));
+        }
+        Ok(())
     }
 
     /// The batch.

@@ -39,7 +39,7 @@ impl Call<'_, '_> {
     }
 }
 
-/// Runs long work under a progress bar; Ctrl-C gives it up between two layers.
+/// Runs long work under a progress bar; Ctrl-C gives it up before the next matrix product.
 pub(super) fn watched<T: Send>(
     py: Python<'_>,
     show_progress_bar: Option<bool>,
