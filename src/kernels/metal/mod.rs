@@ -10,6 +10,7 @@ pub(super) mod linear;
 pub(super) mod rows;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
@@ -130,11 +131,11 @@ fn pipeline(device: &MetalDevice, source: &'static str, kernel: &str) -> CandleR
     let failed = |error: candle_metal_kernels::MetalKernelError| {
         candle_core::Error::Msg(format!("Metal kernel {kernel}: {error}"))
     };
-    if !compiled.libraries.contains_key(&key) {
-        let library = gpu.new_library_with_source(source, None).map_err(failed)?;
-        compiled.libraries.insert(key, library);
-    }
-    let function = compiled.libraries[&key].get_function(kernel, None).map_err(failed)?;
+    let library = match compiled.libraries.entry(key) {
+        Entry::Occupied(found) => found.into_mut(),
+        Entry::Vacant(free) => free.insert(gpu.new_library_with_source(source, None).map_err(failed)?),
+    };
+    let function = library.get_function(kernel, None).map_err(failed)?;
     let pipeline = gpu.new_compute_pipeline_state_with_function(&function).map_err(failed)?;
     compiled.pipelines.insert(name, pipeline.clone());
     Ok(pipeline)
