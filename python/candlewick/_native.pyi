@@ -2,11 +2,12 @@
 The compiled part of candlewick; use the names that `candlewick` exports.
 """
 
-from _typeshed import SupportsGetItem
+from _typeshed import SupportsGetItem, SupportsLenAndGetItem
 from os import PathLike
+from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
 
-__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Embedder", "Generation", "Generator", "Model", "Reranker", "StreamToken", "TokenStream", "Tokenizer", "_connect", "_selftest"]
+__all__ = ["__version__", "Adapter", "AdapterInfo", "AdapterRegistry", "DecodeStream", "Embedder", "Generation", "Generator", "LoraConfig", "Model", "Reranker", "StepMetrics", "StreamToken", "TokenStream", "Tokenizer", "Trainer", "_connect", "_selftest"]
 
 __version__: Final[str]
 
@@ -42,12 +43,17 @@ class Adapter:
         """
         Columns of the low-rank factors.
         """
-    def save(self, /, directory: str | PathLike[str]) -> None:
+    def save(self, /, directory: str | PathLike[str], *, format: str = "peft") -> None:
         """
-        Writes ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT reads them.
+        Writes the adapter for PEFT or for mlx-lm.
 
         Args:
             directory: Where to; it is made if it is not there.
+            format: ``"peft"`` for ``adapter_config.json`` and ``adapter_model.safetensors``, or ``"mlx"`` for
+                ``adapter_config.json`` and ``adapters.safetensors``.
+
+        Raises:
+            InvalidArgumentError: The format cannot express the adapter.
         """
 
 @final
@@ -692,6 +698,136 @@ class Generator:
         """
 
 @final
+class LoraConfig:
+    """
+    What is adapted, and how: LoRA, rsLoRA or DoRA, in the words of PEFT's ``LoraConfig``.
+
+    Args:
+        rank: Columns of the low-rank factors (PEFT's ``r``).
+        alpha: The change is scaled by ``alpha / rank`` (PEFT's ``lora_alpha``).
+        dropout: Probability that an input of the adapter is zeroed while training, at least 0 and below 1.
+        target_modules: Names of modules (whole paths or their ends), a regular expression that whole paths match, or
+            ``"all-linear"`` for every linear layer but the head.
+        exclude_modules: Names or a regular expression of modules that are left alone all the same.
+        use_rslora: Scale by ``alpha / sqrt(rank)`` instead (Kalajdzievski 2023).
+        use_dora: Learn the length of each output's weights separately (Liu et al. 2024).
+        rank_pattern: Other ranks, by regular expressions for the ends of paths.
+        alpha_pattern: Other alphas, likewise.
+        layers_to_transform: The number of the only layer to adapt, or a list of them.
+        layers_pattern: The name before a layer's number in module paths, or a list of such names.
+        modules_to_save: Names of modules that are trained and saved whole, such as ``"lm_head"``.
+        bias: Which biases of the model are trained too: ``"none"``, ``"lora_only"`` or ``"all"``.
+        lora_bias: Whether the second factor has a bias of its own.
+        init_lora_weights: True for PEFT's start (uniform and zero), or ``"gaussian"``.
+
+    Raises:
+        InvalidArgumentError: A value is out of range.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> cw.LoraConfig(rank=16, alpha=32, target_modules="all-linear")
+        LoraConfig(rank=16, alpha=32.0, target_modules='all-linear')
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs_ex__(self, /) -> tuple: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, rank: SupportsIndex = 8, *, alpha: SupportsFloat | SupportsIndex = 16.0, dropout: SupportsFloat | SupportsIndex = 0.0, target_modules: str | SupportsGetItem[int, str] | None = None, exclude_modules: str | SupportsGetItem[int, str] | None = None, use_rslora: bool = False, use_dora: bool = False, rank_pattern: dict | None = None, alpha_pattern: dict | None = None, layers_to_transform: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None = None, layers_pattern: str | SupportsGetItem[int, str] | None = None, modules_to_save: str | SupportsGetItem[int, str] | None = None, bias: str = "none", lora_bias: bool = False, init_lora_weights: bool | str = ...) -> LoraConfig: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def alpha(self, /) -> float:
+        """
+        The change is scaled by ``alpha / rank``.
+        """
+    @property
+    def alpha_pattern(self, /) -> dict:
+        """
+        Other alphas, likewise.
+        """
+    @property
+    def bias(self, /) -> str:
+        """
+        Which biases of the model are trained too.
+        """
+    @property
+    def dropout(self, /) -> float:
+        """
+        Probability that an input of the adapter is zeroed while training.
+        """
+    @property
+    def exclude_modules(self, /) -> str | list[str] | None:
+        """
+        What is left alone all the same.
+        """
+    @staticmethod
+    def from_peft(config: Any) -> LoraConfig:
+        """
+        Reads a configuration of PEFT.
+
+        Args:
+            config: A ``peft.LoraConfig``, or the dictionary of an ``adapter_config.json``.
+
+        Returns:
+            The same in candlewick's words.
+
+        Raises:
+            AdapterError: It asks for something that cannot be honoured.
+        """
+    @property
+    def init_lora_weights(self, /) -> Any:
+        """
+        How the factors start: True, or ``"gaussian"``.
+        """
+    @property
+    def layers_pattern(self, /) -> list[str]:
+        """
+        The names before a layer's number in module paths.
+        """
+    @property
+    def layers_to_transform(self, /) -> list[int] | None:
+        """
+        The numbers of the only layers to adapt, or None for all.
+        """
+    @property
+    def lora_bias(self, /) -> bool:
+        """
+        Whether the second factor has a bias of its own.
+        """
+    @property
+    def modules_to_save(self, /) -> list[str]:
+        """
+        Modules that are trained and saved whole.
+        """
+    @property
+    def rank(self, /) -> int:
+        """
+        Columns of the low-rank factors.
+        """
+    @property
+    def rank_pattern(self, /) -> dict:
+        """
+        Other ranks, by regular expressions for the ends of paths.
+        """
+    @property
+    def target_modules(self, /) -> str | list[str]:
+        """
+        What is adapted.
+        """
+    def to_peft(self, /) -> Any:
+        """
+        The dictionary that PEFT keeps as ``adapter_config.json``.
+        """
+    @property
+    def use_dora(self, /) -> bool:
+        """
+        Whether the length of each output's weights is learnt separately.
+        """
+    @property
+    def use_rslora(self, /) -> bool:
+        """
+        Whether the scale is ``alpha / sqrt(rank)``.
+        """
+
+@final
 class Model:
     """
     A language model with its tokenizer and configuration.
@@ -1030,6 +1166,84 @@ class Reranker:
         """
 
 @final
+class StepMetrics:
+    """
+    What one optimizer step did.
+
+    Attributes:
+        step: The step, counted from 1.
+        loss: Mean loss in nats over all predicted tokens of the step, before the update.
+        learning_rate: The learning rate that was used.
+        grad_norm: Norm of all gradients together, before it was cut.
+        tokens: Tokens that were predicted, which are those that the loss is about.
+        tokens_per_second: Tokens that were processed in a second, predicted or not.
+        seconds: How long the step took, without evaluation and saving.
+        epoch: How often the data has been gone through, such as 1.5.
+        eval_loss: Mean loss over the evaluation data where it was computed after this step, else None.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> model = cw.Model.from_pretrained("candlewick/tiny")
+        >>> metrics = next(cw.Trainer(model, [{"text": "The sun set."}]))
+        >>> metrics.step, metrics.eval_loss
+        (1, None)
+    """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs__(self, /) -> tuple: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, step: SupportsIndex, loss: SupportsFloat | SupportsIndex, learning_rate: SupportsFloat | SupportsIndex, grad_norm: SupportsFloat | SupportsIndex, tokens: SupportsIndex, tokens_per_second: SupportsFloat | SupportsIndex, seconds: SupportsFloat | SupportsIndex, epoch: SupportsFloat | SupportsIndex, eval_loss: SupportsFloat | SupportsIndex | None = None) -> StepMetrics: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def epoch(self, /) -> float:
+        """
+        How often the data has been gone through.
+        """
+    @property
+    def eval_loss(self, /) -> float | None:
+        """
+        Mean loss over the evaluation data.
+        """
+    @property
+    def grad_norm(self, /) -> float:
+        """
+        Norm of all gradients before it was cut.
+        """
+    @property
+    def learning_rate(self, /) -> float:
+        """
+        The learning rate that was used.
+        """
+    @property
+    def loss(self, /) -> float:
+        """
+        Mean loss over the predicted tokens.
+        """
+    @property
+    def seconds(self, /) -> float:
+        """
+        How long the step took.
+        """
+    @property
+    def step(self, /) -> int:
+        """
+        The step, counted from 1.
+        """
+    def to_dict(self, /) -> dict:
+        """
+        All fields by name, for loggers and tables.
+        """
+    @property
+    def tokens(self, /) -> int:
+        """
+        Tokens that were predicted.
+        """
+    @property
+    def tokens_per_second(self, /) -> float:
+        """
+        Tokens processed in a second.
+        """
+
+@final
 class StreamToken:
     """
     One generated token.
@@ -1251,6 +1465,244 @@ class Tokenizer:
     def vocab_size(self, /) -> int:
         """
         Number of tokens, added ones included.
+        """
+
+@final
+class Trainer:
+    """
+    Trains an adapter of a model, which itself is never changed.
+
+    A trainer is an iterator: each ``next`` is one optimizer step and gives its ``StepMetrics``. ``train()`` takes all
+    steps that are left, with callbacks and a progress bar. Between two steps everything may be asked of it; Ctrl-C gives
+    up the step under way and leaves adapter and trainer as of the last whole one, ready to go on.
+
+    Rows never see each other and are never padded. With ``packing``, a batch is filled up to ``batch_size * max_length``
+    tokens, so that short rows make few and large steps; without it, a batch is ``batch_size`` rows. An epoch has as many
+    optimizer steps as batches, divided by ``gradient_accumulation_steps`` and rounded up; ``total_steps`` is their number.
+
+    Args:
+        model: The model; quantised ones can be trained on too.
+        train_dataset: The path of a file with a JSON object on each line, which is not read into memory if it is large; or
+            rows: a list, any iterable of dictionaries (read to its end once, so a generator will do for any number of
+            epochs), or a Hugging Face or torch ``Dataset``. Rows are ``{"text"}``; ``{"prompt", "completion"}``, of which
+            the completion is learnt; ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids",
+            "labels"}``, where -100 is not learnt. Other fields are read over.
+        eval_dataset: Rows to evaluate on, in the same form.
+        lora: The adapter; default ``LoraConfig()``.
+        adapter: Goes on with an adapter instead: a directory of PEFT or mlx-lm, the name of a registered adapter, or an
+            ``Adapter``.
+        learning_rate: The highest learning rate.
+        schedule: How it falls after the warm-up: ``"cosine"``, ``"linear"`` or ``"constant"``, as transformers defines
+            them.
+        warmup_steps: Optimizer steps over which it rises from 0.
+        min_learning_rate: What it does not fall below.
+        batch_size: Rows of a batch; with packing, the number of rows of full length that would fit.
+        gradient_accumulation_steps: Batches of an optimizer step. Its loss is the mean over all their tokens.
+        epochs: How often the data is gone through.
+        max_steps: The number of optimizer steps, whatever ``epochs`` says.
+        max_length: Tokens after which a row is cut; how many were cut is logged.
+        packing: Fill batches by tokens instead of counting rows.
+        weight_decay: Decoupled decay of all parameters but biases.
+        betas: Decay of AdamW's two averages.
+        eps: Keeps AdamW from dividing by 0.
+        max_grad_norm: What the norm of all gradients is cut to, or None.
+        label_smoothing: The share of each target that is spread over the vocabulary.
+        gradient_checkpointing: Whether layers are computed again in the backward pass, which takes less memory and more
+            time; ``"auto"`` keeps as many as fit into a budget.
+        seed: Decides the adapter's start, the order of rows, and dropout.
+        shuffle: Whether rows come in another order in every epoch.
+        eval_steps: Optimizer steps between evaluations; None evaluates after every epoch. The last step evaluates always.
+        early_stopping_patience: Evaluations without progress after which the run ends.
+        save_dir: Where to write the adapter at the end, ``best`` after every evaluation that is better than all before,
+            and checkpoints.
+        save_steps: Optimizer steps between checkpoints ``checkpoint-<step>``.
+        keep_last: Checkpoints that are kept.
+        show_progress_bar: Whether ``train()`` shows a bar; None means if the logger ``candlewick`` shows INFO.
+
+    Raises:
+        InvalidArgumentError: An argument is out of range.
+        DataError: A row cannot be used; the message names file and line.
+        AdapterError: The adapter does not fit the model.
+
+    Examples:
+        >>> import candlewick as cw
+        >>> model = cw.Model.from_pretrained("candlewick/tiny")
+        >>> rows = [{"prompt": "The cat", "completion": " sat on a green moon."}]
+        >>> trainer = cw.Trainer(model, rows, learning_rate=0.02, max_steps=20, schedule="constant")
+        >>> first = next(trainer)
+        >>> result = trainer.train()
+        >>> (result.steps, result.loss < first.loss)
+        (20, True)
+        >>> registry = cw.AdapterRegistry(model)
+        >>> registry.add("moon", trainer.adapter).rank
+        8
+    """
+    def __enter__(self, /) -> Trainer: ...
+    def __exit__(self, /, *_exc) -> None: ...
+    def __iter__(self, /) -> Trainer: ...
+    def __length_hint__(self, /) -> int: ...
+    def __new__(cls, /, model: Model, train_dataset: Any, *, eval_dataset: Any | None = None, lora: LoraConfig | None = None, adapter: Any | None = None, learning_rate: SupportsFloat | SupportsIndex = 1e-4, schedule: str = "cosine", warmup_steps: SupportsIndex = 0, min_learning_rate: SupportsFloat | SupportsIndex = 0.0, batch_size: SupportsIndex = 4, gradient_accumulation_steps: SupportsIndex = 1, epochs: SupportsIndex = 1, max_steps: SupportsIndex | None = None, max_length: SupportsIndex = 1024, packing: bool = True, weight_decay: SupportsFloat | SupportsIndex = 0.01, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] = ..., eps: SupportsFloat | SupportsIndex = 1e-8, max_grad_norm: SupportsFloat | SupportsIndex | None = 1.0, label_smoothing: SupportsFloat | SupportsIndex = 0.0, gradient_checkpointing: bool | str = ..., seed: SupportsIndex = 0, shuffle: bool = True, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: SupportsIndex = 3, show_progress_bar: bool | None = None) -> Trainer: ...
+    def __next__(self, /) -> StepMetrics: ...
+    def __reduce__(self, /) -> Any: ...
+    def __repr__(self, /) -> str: ...
+    @property
+    def adapter(self, /) -> Adapter:
+        """
+        The adapter as of the last whole step; later steps do not change it.
+        """
+    def close(self, /) -> None:
+        """
+        Gives the memory of adapter, optimizer and data back. Closing twice does nothing.
+        """
+    @property
+    def data_stats(self, /) -> dict:
+        """
+        What was found in the training data: ``rows``, their ``tokens`` after cutting, ``truncated_rows`` and
+        ``truncated_tokens``, and ``rows_without_targets``, which are left out. All are 0 for a large file with
+        ``max_steps``, which is not looked at beforehand.
+        """
+    def evaluate(self, /, dataset: Any | None = None) -> float:
+        """
+        The mean loss over all predicted tokens of a data set, without dropout.
+
+        Args:
+            dataset: Data in the form of ``train_dataset``; default: the trainer's ``eval_dataset``.
+
+        Returns:
+            The loss in nats.
+
+        Raises:
+            InvalidArgumentError: There is no data.
+            DataError: A row cannot be used.
+        """
+    @property
+    def history(self, /) -> list[StepMetrics]:
+        """
+        The metrics of every step that this trainer took.
+        """
+    @property
+    def is_finished(self, /) -> bool:
+        """
+        Whether no further step will be taken.
+        """
+    @property
+    def last_checkpoint(self, /) -> Path | None:
+        """
+        The directory of the newest checkpoint that this trainer wrote, or None.
+        """
+    @property
+    def model(self, /) -> Model:
+        """
+        The model.
+        """
+    @property
+    def num_parameters(self, /) -> int:
+        """
+        Number of values that are trained.
+        """
+    @staticmethod
+    def resume(model: Model, directory: str | PathLike[str], train_dataset: Any, *, eval_dataset: Any | None = None, learning_rate: SupportsFloat | SupportsIndex | None = None, schedule: str | None = None, warmup_steps: SupportsIndex | None = None, min_learning_rate: SupportsFloat | SupportsIndex | None = None, batch_size: SupportsIndex | None = None, gradient_accumulation_steps: SupportsIndex | None = None, epochs: SupportsIndex | None = None, max_steps: SupportsIndex | None = None, max_length: SupportsIndex | None = None, packing: bool | None = None, weight_decay: SupportsFloat | SupportsIndex | None = None, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] | None = None, eps: SupportsFloat | SupportsIndex | None = None, max_grad_norm: SupportsFloat | SupportsIndex | None = None, label_smoothing: SupportsFloat | SupportsIndex | None = None, gradient_checkpointing: bool | str | None = None, seed: SupportsIndex | None = None, shuffle: bool | None = None, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Trainer:
+        """
+        Goes on with a run from a saved state as if it had not been interrupted.
+
+        Args:
+            model: The model of before.
+            directory: What ``save_state`` wrote, a checkpoint, or a ``save_dir`` with checkpoints, of which the latest
+                is taken.
+            train_dataset: The data of before.
+            eval_dataset: The evaluation data of before, if there was any.
+            learning_rate: As for the class, like all that follow; what is not given is as it was. Train longer with
+                another ``epochs`` or ``max_steps``.
+            schedule: As for the class.
+            warmup_steps: As for the class.
+            min_learning_rate: As for the class.
+            batch_size: As it was: which rows come next depends on it.
+            gradient_accumulation_steps: As it was.
+            epochs: As for the class.
+            max_steps: As for the class.
+            max_length: As it was.
+            packing: As it was.
+            weight_decay: As for the class.
+            betas: As for the class.
+            eps: As for the class.
+            max_grad_norm: As for the class.
+            label_smoothing: As for the class.
+            gradient_checkpointing: As for the class.
+            seed: As it was.
+            shuffle: As it was.
+            eval_steps: As for the class.
+            early_stopping_patience: As for the class.
+            save_dir: As for the class.
+            save_steps: As for the class.
+            keep_last: As for the class.
+            show_progress_bar: As for the class.
+
+        Returns:
+            The trainer; its ``history`` begins with the next step.
+
+        Raises:
+            CheckpointError: There is no state, or it is damaged.
+            DataError: The data is not that of before.
+            InvalidArgumentError: An argument is out of range, or would change which rows come next.
+
+        Examples:
+            >>> import tempfile
+            >>> import candlewick as cw
+            >>> model = cw.Model.from_pretrained("candlewick/tiny")
+            >>> rows = [{"text": "The sun set."}, {"text": "The moon rose."}]
+            >>> trainer = cw.Trainer(model, rows, max_steps=3)
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     first = next(trainer)
+            ...     trainer.save_state(directory)
+            ...     again = cw.Trainer.resume(model, directory, rows)
+            >>> [step.loss for step in trainer] == [step.loss for step in again]
+            True
+        """
+    def save(self, /, directory: str | PathLike[str]) -> None:
+        """
+        Writes the adapter as PEFT's ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Args:
+            directory: Where to; it is made if it is not there.
+        """
+    @property
+    def save_dir(self, /) -> Path | None:
+        """
+        Where checkpoints and the final adapter go, or None.
+        """
+    def save_state(self, /, directory: str | PathLike[str]) -> None:
+        """
+        Writes the adapter, and beside it everything that ``resume`` needs.
+
+        Args:
+            directory: Where to; it is made if it is not there.
+        """
+    @property
+    def step_count(self, /) -> int:
+        """
+        Optimizer steps taken, those before ``resume`` included.
+        """
+    @property
+    def total_steps(self, /) -> int:
+        """
+        Optimizer steps that the run will have taken in the end, unless it stops early.
+        """
+    def train(self, /, callbacks: Any | None = None) -> Any:
+        """
+        Takes all steps that are left.
+
+        Args:
+            callbacks: A callback, or a list of them. A callback is a function of one argument, which is called with the
+                ``StepMetrics`` of each step; or an object with any of the methods ``on_train_begin(trainer)``,
+                ``on_step(metrics)``, ``on_evaluate(metrics)``, ``on_save(directory)`` and ``on_train_end(result)``. One
+                that returns False ends the run after this step, as does one that raises, whose exception is passed on.
+
+        Returns:
+            A ``TrainingResult``.
+
+        Raises:
+            TrainingDivergedError: A loss or a gradient was not finite; the adapter is as of the last good step.
+            KeyboardInterrupt: Ctrl-C; the adapter is as of the last whole step, and the trainer can go on.
         """
 
 def _connect() -> None:

@@ -542,7 +542,7 @@ impl Trainer {
         self.close(py);
     }
 
-    fn __reduce__(&self) -> PyResult<()> {
+    fn __reduce__(&self) -> PyResult<Py<PyAny>> {
         Err(PyTypeError::new_err(
             "cannot pickle a Trainer; use save_state, and Trainer.resume in the other process",
         ))
