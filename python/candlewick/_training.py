@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from . import _progress, notebook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._native import StepMetrics, Trainer
 
 #: The methods that an object given as a callback may have.
@@ -136,9 +137,9 @@ class _Hooks:
 
     def __init__(self, callbacks: Any) -> None:
         if callbacks is None:
-            callbacks = []
-        elif not isinstance(callbacks, Iterable) or callable(callbacks) or _methods(callbacks):
-            callbacks = [callbacks]
+            callbacks = ()
+        elif not isinstance(callbacks, (list, tuple)):
+            callbacks = (callbacks,)
         self._hooks: dict[str, list[Callable[[Any], Any]]] = {name: [] for name in HOOKS}
         for callback in callbacks:
             methods = _methods(callback)
