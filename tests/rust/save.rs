@@ -114,7 +114,8 @@ fn a_saved_gguf_file_has_the_tokenizer() {
     assert_eq!(third.tokenizer().unwrap().config().chat_templates, ours.config().chat_templates);
     // The directory has the values of the blocks, which meet activations that are not rounded.
     let ids: Vec<u32> = (1..40).collect();
-    let (directory, plain) = (apart(&again, &third, &[ids.clone()]), apart(&again, &model, &[ids]));
+    let ids = [ids];
+    let (directory, plain) = (apart(&again, &third, &ids), apart(&again, &model, &ids));
     assert!(directory <= 0.8 * plain, "{directory}, and {plain} from the unrounded values");
 }
 
