@@ -149,11 +149,13 @@ struct Enc : Payload {
   Bind b[31];
   uint32_t tg[31] = {0};
   std::set<O*> wr, rd;
-  // A command buffer keeps what it was given, also when a later dispatch binds something else.
+  // What was bound is kept, also when a later dispatch binds something else. Work is done at once, so only until the end.
   std::vector<O*> held;
-  ~Enc() {
+  void let_go() {
     for (O* o : held) release(o);
+    held.clear();
   }
+  ~Enc() { let_go(); }
 };
 struct CB : Payload {
   std::vector<void*> handlers;
@@ -436,6 +438,8 @@ static IMP lookup(const std::string& s, const std::string& c) {
       return make("Encoder", e);
     };
   M("blitCommandEncoder") + [](O*, SEL) { return make("Blit", new Payload); };
+  if (s == "endEncoding" && c == "Encoder")
+    return (IMP) + [](O* o, SEL) { P(Enc)->let_go(); };
   M("endEncoding") + [](O*, SEL) {};
   // compute encoder
   M("setComputePipelineState:") + [](O* o, SEL, O* p) {
