@@ -16,8 +16,13 @@ pub(crate) fn device() -> String {
 }
 
 /// What the order of a sum may change in results that are equal on the CPU, where each is always the same sum.
-pub(crate) fn rounding() -> f32 {
-    if device() == "cpu" { 0.0 } else { 1e-4 }
+pub(crate) fn rounding(dtype: DType) -> f32 {
+    match dtype {
+        _ if device() == "cpu" => 0.0,
+        DType::F32 => 1e-4,
+        DType::F16 => 1e-2,
+        _ => 1e-1,
+    }
 }
 
 /// A golden checkpoint in f32, the precision in which expectations were computed.

@@ -111,7 +111,7 @@ fn a_batch_equals_its_members_alone() {
         let together = model.logits(&prompts, None).unwrap();
         for (prompt, together) in prompts.iter().zip(&together) {
             let alone = &model.logits(&[prompt], None).unwrap()[0];
-            assert!(max_difference(alone, together) <= rounding(), "{}", case.display());
+            assert!(max_difference(alone, together) <= rounding(model.dtype()), "{}", case.display());
         }
     }
 }
@@ -125,7 +125,7 @@ fn later_tokens_never_change_earlier_results() {
         let whole = &model.logits(&[longest], None).unwrap()[0];
         let head = &model.logits(&[&longest[..cut]], None).unwrap()[0];
         let worst = max_difference(head, &whole.narrow(0, 0, cut).unwrap());
-        assert!(worst <= rounding(), "{}: {worst}", case.display());
+        assert!(worst <= rounding(model.dtype()), "{}: {worst}", case.display());
     }
 }
 
@@ -198,5 +198,5 @@ fn a_sequence_computed_in_parts_equals_the_whole() {
         model.forward(&mut Pass::new(&batch)).unwrap()
     };
     let parts = &model.hidden_states(&[&ids], None).unwrap()[0];
-    assert!(max_difference(parts, &whole) <= rounding());
+    assert!(max_difference(parts, &whole) <= rounding(model.dtype()));
 }
