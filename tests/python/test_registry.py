@@ -181,3 +181,17 @@ def test_an_adapter_in_memory(repository, tied, tmp_path):
     np.testing.assert_array_equal(tied.logits([5, 6], adapter="memory"), tied.logits([5, 6], adapter="copy"))
     assert registry["memory"].generation == registry["copy"].generation
     np.testing.assert_allclose(tied.merge(adapter).logits([5, 6]), tied.logits([5, 6], adapter="memory"), atol=1e-4)
+
+
+def test_an_adapter_for_mlx(repository, tied, tmp_path):
+    adapter = cw.Adapter.load(repository / "tests/golden/adapters/qwen2-qv")
+    adapter.save(tmp_path / "mlx", format="mlx")
+    assert sorted(path.name for path in (tmp_path / "mlx").iterdir()) == ["adapter_config.json", "adapters.safetensors"]
+    registry = cw.AdapterRegistry(tied)
+    registry.add("before", adapter)
+    registry.load("after", tmp_path / "mlx")
+    np.testing.assert_allclose(tied.logits([5, 6], adapter="after"), tied.logits([5, 6], adapter="before"), atol=1e-6)
+    with pytest.raises(cw.InvalidArgumentError, match="format"):
+        adapter.save(tmp_path, format="onnx")
+    with pytest.raises(cw.InvalidArgumentError, match="bias"):
+        cw.Adapter.load(repository / "tests/golden/adapters/qwen2-bias").save(tmp_path, format="mlx")
