@@ -1,14 +1,14 @@
-"""Loads the compiled module with an allocator that keeps freed memory for some seconds.
+"""Loads the compiled module with an allocator that keeps freed memory for two seconds.
 
 A training step, or a long prompt, needs the same large buffers again and again; giving each back to the system at once
-means that the system clears its pages every time, which took a quarter of a training step. ``MIMALLOC_PURGE_DELAY``
+means that the system clears its pages every time, which took a fifth of a training step. ``MIMALLOC_PURGE_DELAY``
 (milliseconds) in the environment wins. Source: the options of mimalloc.
 """
 
 import os
 
 _OPTION = "MIMALLOC_PURGE_DELAY"
-_MILLISECONDS = "10000"
+_MILLISECONDS = "2000"
 
 if _OPTION in os.environ:
     from . import _native

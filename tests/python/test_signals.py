@@ -36,7 +36,7 @@ CALLS = {
     "logits": "model.logits(long_prompt[:3000])",
     "asyncio": "import asyncio; asyncio.run(generator.agenerate(long_prompt, max_new_tokens=1))",
     "encode": "embedder.encode(texts)",
-    "encode one": "embedder.encode('w1 w2 w3 w4 w5 ' * 400)",
+    "encode one": "embedder.encode('w1 w2 w3 w4 w5 ' * 800)",
     "aencode": "import asyncio; asyncio.run(embedder.aencode(texts))",
 }
 
