@@ -1,7 +1,7 @@
 """Loads the compiled module with an allocator that keeps freed memory for two seconds.
 
 A training step, or a long prompt, needs the same large buffers again and again; giving each back to the system at once
-means that the system clears its pages every time, which took a fifth of a training step. ``MIMALLOC_PURGE_DELAY``
+means that the system clears its pages every time, a large part of a training step. ``MIMALLOC_PURGE_DELAY``
 (milliseconds) in the environment wins. Source: the options of mimalloc.
 """
 
