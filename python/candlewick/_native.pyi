@@ -119,7 +119,11 @@ class AdapterRegistry:
     The adapters of one model by name, and which of them is active.
 
     Adapters never change the model: they come with each request, which keeps the version it started with whatever is
-    loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
+    loaded, replaced or unloaded meanwhile.
+
+    Registries of one model that are alive at the same time see the same adapters. Once the last of them is gone, requests
+    can still name what it held, but nothing is active any more (except for a ``Generator`` made while it was, which keeps
+    that), and the next registry starts empty.
 
     Args:
         model: The model, or an embedder.
@@ -604,7 +608,7 @@ class Generator:
         >>> generator.generate("Once upon a time").generated_tokens
         6
     """
-    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Generator: ...
+    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = 256, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = 0.0, frequency_penalty: SupportsFloat | SupportsIndex | None = 0.0, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = False, logprobs: SupportsIndex | None = 0, adapter: Any | None = None) -> Generator: ...
     def __repr__(self, /) -> str: ...
     def agenerate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
         """
@@ -1347,7 +1351,8 @@ class TokenStream:
     @property
     def result(self, /) -> Generation:
         """
-        The whole result, once the stream has ended or was closed.
+        The whole result, once the stream has ended or was closed. If it was closed early, it is what was read until
+        then, and its ``finish_reason`` is ``"cancelled"``.
 
         Raises:
             RuntimeError: The stream has not ended yet.
@@ -1483,10 +1488,11 @@ class Trainer:
     Args:
         model: The model; quantised ones can be trained on too.
         train_dataset: The path of a file with a JSON object on each line, which is not read into memory if it is large; or
-            rows: a list, any iterable of dictionaries (read to its end once, so a generator will do for any number of
-            epochs), or a Hugging Face or torch ``Dataset``. Rows are ``{"text"}``; ``{"prompt", "completion"}``, of which
-            the completion is learnt; ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids",
-            "labels"}``, where -100 is not learnt. Other fields are read over.
+            rows: a list, any iterable of dictionaries (read once, so a generator will do for any number of epochs; with
+            ``max_steps``, of one without a length only as many as can be used, so it need not end), or a Hugging Face or
+            torch ``Dataset``. Rows are ``{"text"}``; ``{"prompt", "completion"}``, of which the completion is learnt;
+            ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids", "labels"}``, where -100 is
+            not learnt. Other fields are read over, whatever they hold.
         eval_dataset: Rows to evaluate on, in the same form.
         lora: The adapter; default ``LoraConfig()``.
         adapter: Goes on with an adapter instead: a directory of PEFT or mlx-lm, the name of a registered adapter, or an
@@ -1601,7 +1607,7 @@ class Trainer:
         Number of values that are trained.
         """
     @staticmethod
-    def resume(model: Model, directory: str | PathLike[str], train_dataset: Any, *, eval_dataset: Any | None = None, learning_rate: SupportsFloat | SupportsIndex | None = None, schedule: str | None = None, warmup_steps: SupportsIndex | None = None, min_learning_rate: SupportsFloat | SupportsIndex | None = None, batch_size: SupportsIndex | None = None, gradient_accumulation_steps: SupportsIndex | None = None, epochs: SupportsIndex | None = None, max_steps: SupportsIndex | None = None, max_length: SupportsIndex | None = None, packing: bool | None = None, weight_decay: SupportsFloat | SupportsIndex | None = None, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] | None = None, eps: SupportsFloat | SupportsIndex | None = None, max_grad_norm: SupportsFloat | SupportsIndex | None = None, label_smoothing: SupportsFloat | SupportsIndex | None = None, gradient_checkpointing: bool | str | None = None, seed: SupportsIndex | None = None, shuffle: bool | None = None, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Trainer:
+    def resume(model: Model, directory: str | PathLike[str], train_dataset: Any, *, eval_dataset: Any | None = None, lora: LoraConfig | None = None, adapter: Any | None = None, learning_rate: SupportsFloat | SupportsIndex | None = None, schedule: str | None = None, warmup_steps: SupportsIndex | None = None, min_learning_rate: SupportsFloat | SupportsIndex | None = None, batch_size: SupportsIndex | None = None, gradient_accumulation_steps: SupportsIndex | None = None, epochs: SupportsIndex | None = None, max_steps: SupportsIndex | None = None, max_length: SupportsIndex | None = None, packing: bool | None = None, weight_decay: SupportsFloat | SupportsIndex | None = None, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] | None = None, eps: SupportsFloat | SupportsIndex | None = None, max_grad_norm: SupportsFloat | SupportsIndex | None = None, label_smoothing: SupportsFloat | SupportsIndex | None = None, gradient_checkpointing: bool | str | None = None, seed: SupportsIndex | None = None, shuffle: bool | None = None, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Trainer:
         """
         Goes on with a run from a saved state as if it had not been interrupted.
 
@@ -1611,6 +1617,8 @@ class Trainer:
                 is taken.
             train_dataset: The data of before.
             eval_dataset: The evaluation data of before, if there was any.
+            lora: As it was.
+            adapter: What the run began with, if it went on with an adapter; the state has what became of it.
             learning_rate: As for the class, like all that follow; what is not given is as it was. Train longer with
                 another ``epochs`` or ``max_steps``.
             schedule: As for the class.

@@ -12,6 +12,7 @@ mod dora;
 mod embedding;
 mod file;
 mod layout;
+mod loaded;
 mod lora;
 mod mlx;
 mod parts;
@@ -27,8 +28,9 @@ use std::sync::Arc;
 pub use clock::Clock;
 pub use config::{BiasMode, Initialisation, LoraConfig, Modules};
 pub use file::AdapterFile;
+pub use loaded::{KeptActive, Lease, Loaded};
 pub use random::Random;
-pub use registry::{ActiveGuard, AdapterChoice, AdapterInfo, AdapterRegistry, Loaded, bound, resolve};
+pub use registry::{ActiveGuard, AdapterChoice, AdapterInfo, AdapterRegistry, bound, resolve};
 pub use site::{Site, SiteKind, Sites};
 pub use trainable::{Parameter, TrainableAdapter};
 

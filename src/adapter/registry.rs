@@ -1,16 +1,17 @@
 //! The adapters of one model by name, and which of them is active.
 //!
-//! Every registry of a model sees the same adapters, as do its generators. A request takes hold of one version of an
-//! adapter when it starts and keeps it; loading, replacing and unloading never touch it.
+//! All registries of a model that live at the same time see the same adapters, as do its generators. A request takes
+//! hold of one version of an adapter when it starts and keeps it; loading, replacing and unloading never touch it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
 use super::bind::{Bound, bind};
 use super::combine::combine;
+use super::loaded::{Lease, Loaded, Shared};
 use super::random::Hash;
 use super::{AdapterFile, LoraConfig, Modules, Sites, code};
 use crate::checkpoint::{HubOptions, Wanted, resolve as find};
@@ -40,22 +41,22 @@ pub struct AdapterInfo {
 }
 
 #[derive(Debug)]
-struct Entry {
-    set: Arc<AdapterSet>,
+pub(super) struct Entry {
+    pub(super) set: Arc<AdapterSet>,
     info: AdapterInfo,
     /// What it was made with; a combination has none.
     config: Option<LoraConfig>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// In the order of their first loading.
     entries: Vec<Entry>,
-    active: Option<String>,
+    pub(super) active: Option<String>,
 }
 
 impl State {
-    fn find(&self, name: &str) -> Result<&Entry> {
+    pub(super) fn find(&self, name: &str) -> Result<&Entry> {
         self.entries.iter().find(|entry| entry.info.name == name).ok_or_else(|| {
             let names: Vec<_> = self.entries.iter().map(|entry| format!("{:?}", entry.info.name)).collect();
             let allowed = match names.as_slice() {
@@ -67,33 +68,33 @@ impl State {
     }
 }
 
-/// The adapters that are loaded for one model: what all its registries have in common.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    state: Mutex<State>,
-}
-
-impl Loaded {
-    fn of(model: &Model) -> Arc<Self> {
-        model.extension(Self::default)
-    }
-
-    /// The adapter that `choice` means at this moment.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a name that is not loaded.
-    pub fn resolve(&self, choice: &AdapterChoice) -> Result<Option<Arc<AdapterSet>>> {
-        let state = self.lock();
-        let name = match choice {
-            AdapterChoice::Bare => None,
-            AdapterChoice::Active => state.active.as_ref(),
-            AdapterChoice::Named(name) => Some(name),
+impl Shared {
+    /// See [`AdapterRegistry::file`].
+    pub(super) fn file(&self, name: &str) -> Result<AdapterFile> {
+        let (set, config, base_model) = {
+            let state = self.lock();
+            let entry = state.find(name)?;
+            (Arc::clone(&entry.set), entry.config.clone(), entry.info.base_model.clone())
         };
-        name.map(|name| Ok(Arc::clone(&state.find(name)?.set))).transpose()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let Some(config) = config else {
+            return Err(Error::argument(
+                "adapter",
+                format!("the combination {name:?}"),
+                "one that was loaded",
+            ));
+        };
+        let mut tensors = BTreeMap::new();
+        for (path, part) in set.iter() {
+            for (name, tensor) in part.parameters()? {
+                let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+                tensors.insert(format!("{path}.{name}"), tensor);
+            }
+        }
+        let file = AdapterFile::from_tensors(Path::new(name), config, tensors);
+        Ok(match base_model {
+            Some(base_model) => file.with_base_model(base_model),
+            None => file,
+        })
     }
 }
 
@@ -145,19 +146,27 @@ impl Host {
 #[derive(Debug, Clone)]
 pub struct AdapterRegistry {
     host: Host,
-    shared: Arc<Loaded>,
+    shared: Arc<Shared>,
+    lease: Arc<Lease>,
     max_adapters: usize,
 }
 
 impl AdapterRegistry {
     /// The registry of `model`; this handle refuses to add beyond `max_adapters`.
     pub fn new(model: &Model, max_adapters: usize) -> Self {
-        Self { host: Host::Model(model.clone()), shared: Loaded::of(model), max_adapters }
+        let (shared, lease) = Loaded::of(model).open();
+        Self { host: Host::Model(model.clone()), shared, lease, max_adapters }
     }
 
     /// The registry of something that has `sites` and keeps what is `loaded` for them.
     pub fn over(sites: &Arc<Sites>, loaded: &Arc<Loaded>, max_adapters: usize) -> Self {
-        Self { host: Host::Sites(Arc::clone(sites)), shared: Arc::clone(loaded), max_adapters }
+        let (shared, lease) = loaded.open();
+        Self { host: Host::Sites(Arc::clone(sites)), shared, lease, max_adapters }
+    }
+
+    /// What lives as long as the registry does, for those who make handles anew and must not lose its adapters.
+    pub fn lease(&self) -> Arc<Lease> {
+        Arc::clone(&self.lease)
     }
 
     /// Loads a directory of PEFT or mlx-lm, or a repository of the hub, replacing what had the name before.
@@ -326,30 +335,7 @@ impl AdapterRegistry {
     /// # Errors
     /// [`Error::InvalidArgument`] for a name that is not loaded, and for a combination, which no file can express.
     pub fn file(&self, name: &str) -> Result<AdapterFile> {
-        let (set, config, base_model) = {
-            let state = self.shared.lock();
-            let entry = state.find(name)?;
-            (Arc::clone(&entry.set), entry.config.clone(), entry.info.base_model.clone())
-        };
-        let Some(config) = config else {
-            return Err(Error::argument(
-                "adapter",
-                format!("the combination {name:?}"),
-                "one that was loaded",
-            ));
-        };
-        let mut tensors = BTreeMap::new();
-        for (path, part) in set.iter() {
-            for (name, tensor) in part.parameters()? {
-                let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
-                tensors.insert(format!("{path}.{name}"), tensor);
-            }
-        }
-        let file = AdapterFile::from_tensors(Path::new(name), config, tensors);
-        Ok(match base_model {
-            Some(base_model) => file.with_base_model(base_model),
-            None => file,
-        })
+        self.shared.file(name)
     }
 
     /// The present version of an adapter.

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use super::prefix::{PrefixStore, common_prefix};
 use super::request::Request;
 use super::sequence::Sequence;
-use super::stream::{FinishReason, Sink};
+use super::stream::{FinishReason, Generation, Sink};
 use crate::batch::Batch;
 use crate::models::Model;
 use crate::nn::{AdapterPlan, KvCache, Pass};
@@ -102,7 +102,13 @@ impl Scheduler {
 
     /// Ends what was cancelled.
     fn reap(&mut self) {
-        self.waiting.retain(|waiting| !waiting.sink.is_cancelled());
+        self.waiting.retain(|Waiting { request, sink, .. }| {
+            let is_wanted = !sink.is_cancelled();
+            if !is_wanted {
+                sink.finish(Ok(Generation::unstarted(request)));
+            }
+            is_wanted
+        });
         let mut index = 0;
         while index < self.active.len() {
             if self.active[index].sink.is_cancelled() {

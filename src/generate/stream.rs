@@ -1,13 +1,14 @@
 //! The channel between the engine and one caller: tokens as they come, and the whole result at the end.
 //!
 //! It is bounded: the engine leaves a sequence out of its steps while the reader lags behind, so a slow reader holds
-//! up nobody else. Dropping the reading end cancels the request.
+//! up nobody else. Dropping the reading end cancels the request; closing it also forgets what was not read.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use super::request::Request;
 use crate::Result;
 
 /// Why a generation ended.
@@ -102,6 +103,37 @@ impl Generation {
     pub fn tokens_per_second(&self) -> f64 {
         rate(self.token_ids.len().saturating_sub(1), self.generation_time)
     }
+
+    /// The result of a reader that left after `tokens` tokens, of which there are more, with the text `text`.
+    fn up_to(&self, tokens: usize, text: &str) -> Self {
+        let steps = self.token_ids.len().saturating_sub(1).max(1);
+        Self {
+            text: text.to_owned(),
+            token_ids: self.token_ids[..tokens].to_vec(),
+            finish_reason: FinishReason::Cancelled,
+            stop_reason: None,
+            generation_time: self.generation_time.mul_f64(tokens.saturating_sub(1) as f64 / steps as f64),
+            logprobs: self.logprobs.as_ref().map(|all| all[..tokens.min(all.len())].to_vec()),
+            ..self.clone()
+        }
+    }
+
+    /// The result of a request that was given up before it began.
+    pub(super) fn unstarted(request: &Request) -> Self {
+        Self {
+            text: String::new(),
+            token_ids: Vec::new(),
+            finish_reason: FinishReason::Cancelled,
+            stop_reason: None,
+            prompt_tokens: request.prompt.len(),
+            cached_tokens: 0,
+            time_to_first_token: Duration::ZERO,
+            prompt_time: Duration::ZERO,
+            generation_time: Duration::ZERO,
+            logprobs: (request.sampling.logprobs > 0).then(Vec::new),
+            adapter: request.adapter.as_ref().map(|set| set.name().to_owned()),
+        }
+    }
 }
 
 fn rate(tokens: usize, time: Duration) -> f64 {
@@ -114,6 +146,11 @@ struct State {
     result: Option<Result<Arc<Generation>>>,
     ended: bool,
     cancelled: bool,
+    /// The reader left: what it had not read by then does not count.
+    closed: bool,
+    /// How many tokens were read, and their text.
+    read: usize,
+    read_text: String,
     waker: Option<Waker>,
 }
 
@@ -122,6 +159,8 @@ struct Channel {
     state: Mutex<State>,
     changed: Condvar,
     capacity: usize,
+    /// Whether single tokens can be read.
+    streams: bool,
     /// Told when the reader made room or cancelled.
     engine: Arc<dyn Wake>,
 }
@@ -142,13 +181,12 @@ impl Channel {
 #[derive(Debug)]
 pub(super) struct Sink {
     channel: Arc<Channel>,
-    streams: bool,
 }
 
 impl Sink {
     /// Whether the reader has room for another token, or does not read single tokens.
     pub(super) fn has_room(&self) -> bool {
-        !self.streams || self.channel.lock().tokens.len() < self.channel.capacity
+        !self.channel.streams || self.channel.lock().tokens.len() < self.channel.capacity
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -156,10 +194,12 @@ impl Sink {
     }
 
     pub(super) fn send(&self, token: StreamToken) {
-        if self.streams {
+        if self.channel.streams {
             let mut state = self.channel.lock();
-            state.tokens.push_back(token);
-            self.notify(state);
+            if !state.closed {
+                state.tokens.push_back(token);
+                self.notify(state);
+            }
         }
     }
 
@@ -212,9 +252,10 @@ pub(super) fn channel(capacity: Option<usize>, engine: Arc<dyn Wake>) -> (Sink, 
         state: Mutex::default(),
         changed: Condvar::new(),
         capacity: capacity.unwrap_or(1),
+        streams: capacity.is_some(),
         engine,
     });
-    (Sink { channel: Arc::clone(&channel), streams: capacity.is_some() }, TokenStream { channel })
+    (Sink { channel: Arc::clone(&channel) }, TokenStream { channel })
 }
 
 impl TokenStream {
@@ -258,6 +299,8 @@ impl TokenStream {
             if state.tokens.len() + 1 == self.channel.capacity {
                 self.channel.engine.wake();
             }
+            state.read += 1;
+            state.read_text.push_str(&token.text);
             return Ok(Event::Token(token));
         }
         if !state.ended {
@@ -279,9 +322,22 @@ impl TokenStream {
         }
     }
 
-    /// The whole result, once the request has ended well.
+    /// Ends the request within one token. Nothing more can be read, and the result is what was read.
+    pub fn close(&self) {
+        let mut state = self.channel.lock();
+        state.closed = true;
+        state.tokens.clear();
+        drop(state);
+        self.cancel();
+    }
+
+    /// The whole result, once the request has ended well; of a closed stream, that of the tokens which were read.
     pub fn result(&self) -> Option<Arc<Generation>> {
-        match &self.channel.lock().result {
+        let state = self.channel.lock();
+        match &state.result {
+            Some(Ok(whole)) if state.closed && self.channel.streams && state.read < whole.token_ids.len() => {
+                Some(Arc::new(whole.up_to(state.read, &state.read_text)))
+            }
             Some(Ok(generation)) => Some(Arc::clone(generation)),
             _ => None,
         }

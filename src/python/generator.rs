@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyTuple};
 
 use super::convert;
 use super::enter::{POLL, enter};
@@ -14,6 +14,7 @@ use super::notify;
 use super::registry::chosen;
 use super::results::Generation;
 use super::stream::{TokenStream, new_future};
+use crate::adapter::{KeptActive, Loaded};
 use crate::generate::{self, Event, GenerationOptions, Prompt};
 use crate::{Error, Result};
 
@@ -116,6 +117,8 @@ pub(super) struct Generator {
     model: Py<Model>,
     options: GenerationOptions,
     adapter: Option<Py<PyAny>>,
+    /// Keeps active what was active, for as long as this generator lives.
+    _kept: Option<Arc<KeptActive>>,
 }
 
 impl Generator {
@@ -145,16 +148,16 @@ impl Generator {
         let model = self.model.get().get()?;
         let own = self.adapter.as_ref().map(|adapter| adapter.bind(py));
         let choice = given.filter(|given| !given.is_none()).or(own);
-        if let Some(names) = choice.and_then(|choice| choice.cast::<PyList>().ok()) {
-            if names.len() != prompts {
-                return Err(Error::argument(
-                    "adapter",
-                    format!("{} names", names.len()),
-                    format!("one for each of {prompts} prompts"),
-                )
-                .into());
+        let is_list = |choice: &&Bound<'_, PyAny>| {
+            choice.is_instance_of::<PyList>() || choice.is_instance_of::<PyTuple>()
+        };
+        if let Some(names) = choice.filter(is_list) {
+            let got = names.len()?;
+            if got != prompts {
+                let allowed = format!("one for each of {prompts} prompts");
+                return Err(Error::argument("adapter", format!("{got} names"), allowed).into());
             }
-            return names.iter().map(|name| chosen(&model, Some(&name))).collect();
+            return names.try_iter()?.map(|name| chosen(&model, Some(&name?))).collect();
         }
         let set = chosen(&model, choice)?;
         Ok(vec![set; prompts])
@@ -164,9 +167,9 @@ impl Generator {
 #[pymethods]
 impl Generator {
     #[new]
-    #[pyo3(signature = (model, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
-                        repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
-                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+    #[pyo3(signature = (model, *, max_new_tokens = 256, temperature = None, top_k = None, top_p = None, min_p = None,
+                        repetition_penalty = None, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = false, logprobs = 0, adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
         model: Py<Model>,
@@ -203,8 +206,9 @@ impl Generator {
             logprobs,
         };
         let options = keywords.over(&GenerationOptions::default())?;
-        generate::check_options(&model.get().get()?, &options)?;
-        Ok(Self { model, options, adapter })
+        let core = model.get().get()?;
+        generate::check_options(&core, &options)?;
+        Ok(Self { model, options, adapter, _kept: Loaded::of(&core).keep() })
     }
 
     /// The model.

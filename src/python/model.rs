@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -43,6 +44,8 @@ struct Opened {
     cache_dir: Option<PathBuf>,
     local_files_only: bool,
     memory_limit_bytes: Option<u64>,
+    /// Whether an adapter has been folded in, which the source does not have.
+    merged: bool,
 }
 
 impl Model {
@@ -153,6 +156,7 @@ impl Model {
             cache_dir: cache_dir.clone(),
             local_files_only,
             memory_limit_bytes,
+            merged: false,
         };
         let options = LoadOptions {
             device: opened.device.clone(),
@@ -295,7 +299,8 @@ impl Model {
         let model = self.get()?;
         let set = to_merge(py, &model, adapter)?;
         let merged = enter_long(py, |_| model.merged(&set), |_| Ok(()))?;
-        Ok(Self { inner: Mutex::new(Some(merged)), opened: self.opened.clone() })
+        let opened = Opened { merged: true, ..self.opened.clone() };
+        Ok(Self { inner: Mutex::new(Some(merged)), opened })
     }
 
     /// The same model with its weights in a quantised format.
@@ -385,6 +390,12 @@ impl Model {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, opened) = (slf.py(), &slf.get().opened);
+        if opened.merged {
+            return Err(PyTypeError::new_err(
+                "cannot pickle a merged model, as its source has no merged weights; use save_pretrained, and \
+                 Model.from_pretrained in the other process",
+            ));
+        }
         let keywords = PyDict::new(py);
         keywords.set_item("device", &opened.device)?;
         keywords.set_item("dtype", &opened.dtype)?;

@@ -10,7 +10,7 @@ use pyo3::types::{PyBool, PyString, PyTuple};
 use super::embedder::Embedder;
 use super::enter::enter;
 use super::model::Model;
-use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile};
+use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile, Lease};
 use crate::nn::AdapterSet;
 use crate::{Error, Result, models};
 
@@ -146,7 +146,11 @@ enum Host {
 /// The adapters of one model by name, and which of them is active.
 ///
 /// Adapters never change the model: they come with each request, which keeps the version it started with whatever is
-/// loaded, replaced or unloaded meanwhile. All registries of a model see the same adapters.
+/// loaded, replaced or unloaded meanwhile.
+///
+/// Registries of one model that are alive at the same time see the same adapters. Once the last of them is gone, requests
+/// can still name what it held, but nothing is active any more (except for a ``Generator`` made while it was, which keeps
+/// that), and the next registry starts empty.
 ///
 /// Args:
 ///     model: The model, or an embedder.
@@ -162,14 +166,22 @@ enum Host {
 pub(super) struct AdapterRegistry {
     host: Host,
     max_adapters: usize,
+    /// The core's handle would keep a closed model alive; this only keeps its adapters.
+    _lease: Arc<Lease>,
+}
+
+impl Host {
+    fn registry(&self, max_adapters: usize) -> Result<adapter::AdapterRegistry> {
+        Ok(match self {
+            Self::Model(model) => adapter::AdapterRegistry::new(&model.get().get()?, max_adapters),
+            Self::Embedder(embedder) => embedder.get().get()?.adapters(max_adapters),
+        })
+    }
 }
 
 impl AdapterRegistry {
     fn inner(&self) -> Result<adapter::AdapterRegistry> {
-        Ok(match &self.host {
-            Host::Model(model) => adapter::AdapterRegistry::new(&model.get().get()?, self.max_adapters),
-            Host::Embedder(embedder) => embedder.get().get()?.adapters(self.max_adapters),
-        })
+        self.host.registry(self.max_adapters)
     }
 }
 
@@ -185,9 +197,8 @@ impl AdapterRegistry {
             Ok(embedder) => Host::Embedder(embedder.clone().unbind()),
             Err(_) => Host::Model(model.cast::<Model>()?.clone().unbind()),
         };
-        let registry = Self { host, max_adapters };
-        registry.inner()?;
-        Ok(registry)
+        let lease = host.registry(max_adapters)?.lease();
+        Ok(Self { host, max_adapters, _lease: lease })
     }
 
     /// Loads an adapter, replacing what had the name before.
@@ -367,19 +378,24 @@ pub(super) fn to_continue(
     if let Ok(adapter) = given.cast::<Adapter>() {
         return Ok(AdapterFile::clone(&adapter.get().file));
     }
-    let registry = adapter::AdapterRegistry::new(model, usize::MAX);
     if let Ok(name) = given.extract::<String>()
-        && registry.info(&name).is_ok()
+        && let Some(file) = enter(py, || adapter::Loaded::of(model).file(&name).transpose())?
     {
-        return enter(py, || registry.file(&name));
+        return Ok(file);
     }
-    let directory = given.extract::<PathBuf>()?;
-    if !directory.is_dir() {
-        let got = given.repr()?.to_string();
-        let allowed = "the name of a registered adapter, a directory, or an Adapter";
-        return Err(Error::argument("adapter", got, allowed).into());
+    read_directory(py, given)
+}
+
+/// The adapter in a directory, where it is no name.
+fn read_directory(py: Python<'_>, given: &Bound<'_, PyAny>) -> PyResult<AdapterFile> {
+    match given.extract::<PathBuf>() {
+        Ok(directory) if directory.is_dir() => enter(py, || AdapterFile::read(&directory)),
+        _ => {
+            let allowed = "the name of a registered adapter, a directory of PEFT or mlx-lm, or an Adapter such as \
+                           trainer.adapter";
+            Err(Error::argument("adapter", given.repr()?.to_string(), allowed).into())
+        }
     }
-    enter(py, || AdapterFile::read(&directory))
 }
 
 /// The adapter to merge: a registered name, a directory, or an adapter in memory.
@@ -397,12 +413,6 @@ pub(super) fn to_merge(
     {
         return Ok(set);
     }
-    let directory: PathBuf = given.extract()?;
-    if !directory.is_dir() {
-        let got = given.repr()?.to_string();
-        return Err(
-            Error::argument("adapter", got, "the name of a registered adapter, or a directory").into()
-        );
-    }
-    enter(py, || adapter::bound(model, &AdapterFile::read(&directory)?, "merged"))
+    let file = read_directory(py, given)?;
+    enter(py, || adapter::bound(model, &file, "merged"))
 }

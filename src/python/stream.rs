@@ -114,7 +114,7 @@ impl TokenStream {
     /// Ends the generation within one token. Closing twice does nothing.
     fn close(&self) {
         *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.inner.cancel();
+        self.inner.close();
     }
 
     /// As ``close()``, for ``async with`` and ``contextlib.aclosing``.
@@ -125,7 +125,8 @@ impl TokenStream {
         Ok(future)
     }
 
-    /// The whole result, once the stream has ended or was closed.
+    /// The whole result, once the stream has ended or was closed. If it was closed early, it is what was read until
+    /// then, and its ``finish_reason`` is ``"cancelled"``.
     ///
     /// Raises:
     ///     RuntimeError: The stream has not ended yet.

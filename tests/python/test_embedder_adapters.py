@@ -84,10 +84,12 @@ async def test_every_way_to_encode_takes_an_adapter(embedder, merged):
         np.testing.assert_allclose(found, embedder.encode(TEXTS) if index % 2 else wanted, atol=1e-5)
 
 
-def test_the_registry_activates_and_unloads(embedder, merged):
+def test_the_registry_activates_and_unloads(embedder, merged, adapter):
     registry = cw.AdapterRegistry(embedder)
+    assert registry.names() == []
+    registry.load("other", adapter)
     plain, wanted = embedder.encode(TEXTS), merged.encode(TEXTS)
-    assert registry.names() == ["other"]
+    assert cw.AdapterRegistry(embedder).names() == ["other"]
     assert registry["other"].rank == RANK
     with registry.using("other"):
         np.testing.assert_allclose(embedder.encode(TEXTS), wanted, atol=1e-5)

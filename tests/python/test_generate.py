@@ -1,5 +1,8 @@
 """Generating text: greedy and sampled, one and many, stop rules, probabilities, results."""
 
+import inspect
+import time
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -209,6 +212,71 @@ def test_leaving_early_cancels(greedy):
     assert stream.result.token_ids[0] == first.token_id
     assert stream.result.generated_tokens < 200
     assert greedy.generate(PROMPT).generated_tokens > 0
+
+
+def test_leaving_before_the_first_token_gives_an_empty_result(tiny_model, greedy):
+    for _ in range(10):
+        stream = greedy.stream(PROMPT, logprobs=2)
+        stream.close()
+        result = stream.result
+        assert (result.finish_reason, result.stop_reason) == ("cancelled", None)
+        assert (result.text, result.token_ids, result.generated_tokens, result.logprobs) == ("", [], 0, [])
+        assert result.prompt_tokens == len(tiny_model.tokenizer.encode(PROMPT))
+    with greedy.stream(PROMPT) as stream:
+        pass
+    assert stream.result.finish_reason == "cancelled"
+    # More than can be computed together: the last ones wait while they are given up.
+    streams = [greedy.stream(PROMPT, max_new_tokens=100, ignore_eos=True) for _ in range(70)]
+    for stream in reversed(streams):
+        stream.close()
+    assert {stream.result.finish_reason for stream in streams} == {"cancelled"}
+
+
+def test_the_result_of_a_stream_left_early_is_what_was_read(greedy):
+    whole = greedy.generate(PROMPT, max_new_tokens=20, ignore_eos=True, logprobs=1)
+    stream = greedy.stream(PROMPT, max_new_tokens=20, ignore_eos=True, logprobs=1)
+    read = [next(stream) for _ in range(3)]
+    time.sleep(0.5)  # the engine goes on to the end meanwhile
+    stream.close()
+    result = stream.result
+    assert result.token_ids == [token.token_id for token in read] == whole.token_ids[:3]
+    assert result.text == "".join(token.text for token in read)
+    assert (result.finish_reason, result.stop_reason, result.generated_tokens) == ("cancelled", None, 3)
+    assert len(result.logprobs) == 3
+    assert result.tokens_per_second > 0
+
+
+def test_closing_after_the_last_token_changes_nothing(greedy):
+    with greedy.stream(PROMPT, max_new_tokens=5, ignore_eos=True) as stream:
+        for token in stream:
+            if token.finish_reason is not None:
+                break
+    assert (stream.result.finish_reason, stream.result.generated_tokens) == ("length", 5)
+
+
+def test_defaults_are_in_the_signature(tiny_model):
+    parameters = inspect.signature(cw.Generator).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items() if name != "model"}
+    assert {name: value for name, value in defaults.items() if value is not None} == {
+        "max_new_tokens": 256,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": False,
+        "logprobs": 0,
+    }
+    unset = cw.Generator(tiny_model, max_new_tokens=None, presence_penalty=None, ignore_eos=None, logprobs=None)
+    assert unset.generate(PROMPT, max_new_tokens=3, temperature=0.0).generated_tokens == 3
+
+
+def test_a_token_can_be_forbidden(tiny_model, greedy):
+    first = greedy.generate(PROMPT).token_ids[0]
+    bias = {first: float("-inf")}
+    assert first not in greedy.generate(PROMPT, logit_bias=bias).token_ids
+    sampled = cw.Generator(tiny_model, max_new_tokens=24, temperature=1.0, logit_bias=bias, seed=1).generate(PROMPT)
+    assert first not in sampled.token_ids
+    for wrong in (float("inf"), float("nan")):
+        with pytest.raises(cw.InvalidArgumentError, match="logit_bias"):
+            greedy.generate(PROMPT, logit_bias={first: wrong})
 
 
 def test_a_dropped_stream_is_no_burden(greedy):

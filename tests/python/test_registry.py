@@ -1,6 +1,8 @@
 """Adapters by name: what PEFT made computes what PEFT computes, and swapping touches nothing under way."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -195,3 +197,64 @@ def test_an_adapter_for_mlx(repository, tied, tmp_path):
         adapter.save(tmp_path, format="onnx")
     with pytest.raises(cw.InvalidArgumentError, match="bias"):
         cw.Adapter.load(repository / "tests/golden/adapters/qwen2-bias").save(tmp_path, format="mlx")
+
+
+def test_registries_that_live_together_share_and_a_later_one_starts_empty(repository, tied):
+    qv = repository / "tests/golden/adapters/qwen2-qv"
+    first, second = cw.AdapterRegistry(tied), cw.AdapterRegistry(tied)
+    first.load("qv", qv)
+    first.activate("qv")
+    assert (second.names(), second.active) == (["qv"], "qv")
+    del first
+    assert cw.AdapterRegistry(tied).names() == ["qv"]
+    bare, adapted = tied.logits([5, 6], adapter=False), tied.logits([5, 6])
+    assert np.abs(bare - adapted).max() > 0.01
+    del second
+    # Nothing is active, but a name still means what it meant.
+    np.testing.assert_array_equal(tied.logits([5, 6]), bare)
+    np.testing.assert_array_equal(tied.logits([5, 6], adapter="qv"), adapted)
+    third = cw.AdapterRegistry(tied, max_adapters=1)
+    assert (len(third), third.active, "qv" in third) == (0, None, False)
+    with pytest.raises(cw.InvalidArgumentError, match="none is loaded"):
+        tied.logits([5, 6], adapter="qv")
+    third.load("again", qv)
+    with pytest.raises(cw.AdapterError, match="unload one first"):
+        third.load("more", qv)
+
+
+def test_a_generator_keeps_active_what_was(repository, tied):
+    def generators():
+        registry = cw.AdapterRegistry(tied)
+        registry.load("qv", repository / "tests/golden/adapters/qwen2-qv")
+        before = cw.Generator(tied, max_new_tokens=2)
+        registry.activate("qv")
+        return before, cw.Generator(tied, max_new_tokens=2, adapter="qv")
+
+    before, named = generators()
+    assert (before.generate([5, 6]).adapter, named.generate([5, 6]).adapter) == ("qv", "qv")
+    del before, named
+    assert cw.Generator(tied, max_new_tokens=2).generate([5, 6]).adapter is None
+
+
+def test_a_merged_model_cannot_be_pickled(repository, tied):
+    merged = tied.merge(repository / "tests/golden/adapters/qwen2-qv")
+    for model in (merged, merged.quantize("q8_0")):
+        for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="save_pretrained"):
+                copied(model)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(tied)).logits([5, 6]), tied.logits([5, 6]))
+
+
+def test_what_merging_refuses(tied):
+    for wrong in (None, 3, "absent", "/absent"):
+        with pytest.raises(cw.InvalidArgumentError, match=r"adapter: .*a directory of PEFT or mlx-lm"):
+            tied.merge(wrong)
+
+
+def test_a_tuple_of_adapters(registry, tied):
+    assert registry.names() == ["qv", "dora"]
+    generator = cw.Generator(tied, max_new_tokens=2)
+    results = generator.generate([[5, 6], [7]], adapter=("qv", "dora"))
+    assert [result.adapter for result in results] == ["qv", "dora"]
+    with pytest.raises(cw.InvalidArgumentError, match="2 names"):
+        generator.generate([[5, 6]], adapter=("qv", "dora"))

@@ -15,7 +15,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted from a token's logit once for each time the output holds it; 0 is off.
     pub frequency_penalty: f32,
-    /// Added to the logits of these token ids.
+    /// Added to the logits of these token ids; negative infinity forbids one.
     pub logit_bias: Vec<(u32, f32)>,
     /// Divides the logits; 0 always takes the largest one.
     pub temperature: f32,
@@ -82,7 +82,9 @@ impl SamplingParams {
         }
         for &(id, bias) in &self.logit_bias {
             let name = format!("logit_bias[{id}]");
-            problems.check(finite(bias), &name, bias, "a finite number");
+            // Negative infinity forbids a token.
+            let is_usable = bias < f32::INFINITY;
+            problems.check(is_usable, &name, bias, "a number, or negative infinity to forbid the token");
             if let Some(vocab) = vocab {
                 let allowed = format!("a token id below the vocabulary size {vocab}");
                 problems.check((id as usize) < vocab, &name, id, &allowed);
@@ -146,6 +148,7 @@ mod tests {
             ("presence_penalty", SamplingParams { presence_penalty: f32::NAN, ..ok() }),
             ("frequency_penalty", SamplingParams { frequency_penalty: f32::INFINITY, ..ok() }),
             ("logit_bias[3]", SamplingParams { logit_bias: vec![(3, f32::NAN)], ..ok() }),
+            ("logit_bias[3]", SamplingParams { logit_bias: vec![(3, f32::INFINITY)], ..ok() }),
             ("logit_bias[50]", SamplingParams { logit_bias: vec![(50, 1.0)], ..ok() }),
             ("logprobs", SamplingParams { logprobs: 101, ..ok() }),
         ];
@@ -156,6 +159,7 @@ mod tests {
             }
         }
         SamplingParams { logit_bias: vec![(50, 1.0)], ..ok() }.validate(None).unwrap();
+        SamplingParams { logit_bias: vec![(3, f32::NEG_INFINITY)], ..ok() }.validate(Some(50)).unwrap();
     }
 
     #[test]
