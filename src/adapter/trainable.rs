@@ -18,6 +18,9 @@ use crate::models::Model;
 use crate::nn::AdapterSet;
 use crate::{Error, Result};
 
+/// What messages call an adapter that has no file yet.
+const FRESH: &str = "lora";
+
 /// One tensor that is trained.
 #[derive(Debug, Clone)]
 pub struct Parameter {
@@ -44,16 +47,10 @@ impl TrainableAdapter {
     /// # Errors
     /// [`Error::InvalidArgument`] for impossible values, [`Error::InvalidAdapter`] where no module is targeted.
     pub fn fresh(model: &Model, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let sites = Sites::of(model);
         config.validate()?;
-        let mut config = config.clone();
-        let path = Path::new("lora");
-        if config.target_modules == Modules::AllLinear {
-            // Readers of adapter files understand names better than a word for all of them.
-            config.target_modules =
-                Modules::Names(target_names(&plan(&config, &sites, &Naming::Same, path)?));
-        }
-        let planned = plan(&config, &sites, &Naming::Same, path)?;
+        let config = config.for_model(model)?;
+        let sites = Sites::of(model);
+        let planned = plan(&config, &sites, &Naming::Same, Path::new(FRESH))?;
         let start = |planned: &Planned, name: &'static str, shape: &[usize]| {
             let mut random = Random::new(seed, &format!("{}.{name}", planned.path));
             initial(planned.site, name, shape, &config, &mut random)
@@ -168,6 +165,21 @@ impl LoraConfig {
     pub fn validate(&self) -> Result<()> {
         let check = self.check();
         check.map_err(|(field, got, expected)| Error::argument(argument_name(field), got, expected))
+    }
+
+    /// The same with the names of the modules that it means in `model`: readers of adapter files understand names better
+    /// than a word for all of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAdapter`] where it means none.
+    pub fn for_model(&self, model: &Model) -> Result<Self> {
+        let mut config = self.clone();
+        if config.target_modules == Modules::AllLinear {
+            let sites = Sites::of(model);
+            let planned = plan(&config, &sites, &Naming::Same, Path::new(FRESH))?;
+            config.target_modules = Modules::Names(target_names(&planned));
+        }
+        Ok(config)
     }
 }
 

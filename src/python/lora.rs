@@ -319,7 +319,7 @@ impl LoraConfig {
         (PyTuple::empty(py), self.changed(py, true)?).into_pyobject(py)
     }
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+    pub(super) fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let fields = self.changed(py, false)?;
         let shown = fields.iter().map(|(key, value)| Ok(format!("{key}={}", value.repr()?)));
         Ok(format!("LoraConfig({})", shown.collect::<PyResult<Vec<_>>>()?.join(", ")))

@@ -8,7 +8,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyMapping, Py
 use serde_json::{Map, Value};
 
 use crate::Error;
-use crate::train::TrainingData;
+use crate::train::{NeededRows, ROW_KINDS, TrainingData};
 
 /// How many rows are read between two looks for Ctrl-C.
 const ROWS_PER_LOOK: usize = 256;
@@ -16,10 +16,34 @@ const ROWS_PER_LOOK: usize = 256;
 /// How deep a row may be nested.
 const DEPTH: usize = 64;
 
-/// A path to a file of rows, or rows themselves, which are read to their end.
+/// How much is read of something that does not say how many rows it has.
+pub(super) enum Limit {
+    /// All of it.
+    None,
+    /// What a run needs.
+    Needed(NeededRows),
+    /// So many rows.
+    Rows(usize),
+}
+
+impl Limit {
+    fn is_reached(&mut self, rows: &[Value]) -> bool {
+        match self {
+            Self::None => false,
+            Self::Needed(needed) => rows.last().is_some_and(|row| needed.is_met_by(row)),
+            Self::Rows(limit) => rows.len() >= *limit,
+        }
+    }
+}
+
+/// A path to a file of rows, or rows themselves, which are read to their end; of what has no length, only up to `limit`.
 ///
 /// What has a length and items but cannot be iterated over, like torch's datasets, is read item by item.
-pub(super) fn training_data(name: &str, given: &Bound<'_, PyAny>) -> PyResult<TrainingData> {
+pub(super) fn training_data(
+    name: &str,
+    given: &Bound<'_, PyAny>,
+    mut limit: Limit,
+) -> PyResult<TrainingData> {
     if !given.is_instance_of::<PyBytes>()
         && let Ok(path) = given.extract::<PathBuf>()
     {
@@ -28,10 +52,16 @@ pub(super) fn training_data(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Tr
     if given.cast::<PyMapping>().is_ok() || given.is_instance_of::<PyBytes>() {
         return Err(unusable(name, given)?);
     }
+    if given.len().is_ok() {
+        limit = Limit::None;
+    }
     let mut rows = Vec::new();
     if given.hasattr("__iter__")? {
         for row in given.try_iter()? {
             push(name, &mut rows, &row?)?;
+            if limit.is_reached(&rows) {
+                break;
+            }
         }
     } else if given.hasattr("__getitem__")? && given.hasattr("__len__")? {
         for index in 0..given.len()? {
@@ -41,6 +71,11 @@ pub(super) fn training_data(name: &str, given: &Bound<'_, PyAny>) -> PyResult<Tr
         return Err(unusable(name, given)?);
     }
     Ok(TrainingData::Rows(rows))
+}
+
+/// Evaluation data, which is read to its end.
+pub(super) fn evaluation_data(given: Option<&Bound<'_, PyAny>>) -> PyResult<Option<TrainingData>> {
+    given.map(|data| training_data("eval_dataset", data, Limit::None)).transpose()
 }
 
 fn unusable(name: &str, given: &Bound<'_, PyAny>) -> PyResult<PyErr> {
@@ -61,12 +96,47 @@ fn push(name: &str, rows: &mut Vec<Value>, row: &Bound<'_, PyAny>) -> PyResult<(
         row.py().check_signals()?;
     }
     let index = rows.len();
-    rows.push(value(row).map_err(|reason| Error::InvalidData {
+    rows.push(used(row).map_err(|reason| Error::InvalidData {
         origin: format!("{}, row {} (index {index})", words(name), index + 1),
         line: None,
         reason,
     })?);
     Ok(())
+}
+
+/// A row as JSON. Fields that are not used keep only their names, as they may hold anything.
+fn used(row: &Bound<'_, PyAny>) -> Result<Value, String> {
+    let said = |error: PyErr| error.to_string();
+    let fields = match row.cast::<PyDict>() {
+        Ok(fields) => fields.as_mapping(),
+        Err(_) => match row.cast::<PyMapping>() {
+            Ok(fields) => fields,
+            Err(_) => return value(row),
+        },
+    };
+    let names: Vec<String> = (fields.keys().map_err(said)?.iter())
+        .map(|name| name.str()?.extract())
+        .collect::<PyResult<_>>()
+        .map_err(said)?;
+    // Only what is asked for: some data sets make their values at this moment.
+    let get = |name: &str| match names.iter().any(|other| other == name) {
+        true => fields.get_item(name).map(|item| (!item.is_none()).then_some(item)).map_err(said),
+        false => Ok(None),
+    };
+    let mut map: Map<_, _> = names.iter().map(|name| (name.clone(), Value::Null)).collect();
+    for (kind, used) in ROW_KINDS {
+        if get(kind)?.is_none() {
+            continue;
+        }
+        for name in *used {
+            if let Some(item) = get(name)? {
+                let value = read(&item, DEPTH - 1).map_err(|reason| format!("{name:?}: {reason}"))?;
+                map.insert((*name).to_owned(), value);
+            }
+        }
+        break;
+    }
+    Ok(Value::Object(map))
 }
 
 /// A Python value as JSON; arrays become lists. What cannot be said in JSON is told in words.

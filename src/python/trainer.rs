@@ -8,13 +8,13 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::enter::enter_long;
+use super::enter::{enter, enter_long};
 use super::lora::LoraConfig;
 use super::metrics::StepMetrics;
 use super::model::Model;
 use super::registry::{Adapter, to_continue};
-use super::rows::training_data;
-use super::training::{Keywords, Recompute};
+use super::rows::{Limit, evaluation_data, training_data};
+use super::training::{Keywords, Recompute, check_start, only_one_start};
 use crate::train::{self, TrainerOptions};
 use crate::{Error, Result};
 
@@ -41,10 +41,11 @@ struct Seen {
 /// Args:
 ///     model: The model; quantised ones can be trained on too.
 ///     train_dataset: The path of a file with a JSON object on each line, which is not read into memory if it is large; or
-///         rows: a list, any iterable of dictionaries (read to its end once, so a generator will do for any number of
-///         epochs), or a Hugging Face or torch ``Dataset``. Rows are ``{"text"}``; ``{"prompt", "completion"}``, of which
-///         the completion is learnt; ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids",
-///         "labels"}``, where -100 is not learnt. Other fields are read over.
+///         rows: a list, any iterable of dictionaries (read once, so a generator will do for any number of epochs; with
+///         ``max_steps``, of one without a length only as many as can be used, so it need not end), or a Hugging Face or
+///         torch ``Dataset``. Rows are ``{"text"}``; ``{"prompt", "completion"}``, of which the completion is learnt;
+///         ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids", "labels"}``, where -100 is
+///         not learnt. Other fields are read over, whatever they hold.
 ///     eval_dataset: Rows to evaluate on, in the same form.
 ///     lora: The adapter; default ``LoraConfig()``.
 ///     adapter: Goes on with an adapter instead: a directory of PEFT or mlx-lm, the name of a registered adapter, or an
@@ -237,15 +238,16 @@ impl Trainer {
         options.validate()?;
         let core = model.get().get()?;
         if let (Some(_), Some(_)) = (&lora, adapter) {
-            let allowed = "one of lora and adapter; an adapter that is gone on with has its own";
-            return Err(Error::argument("lora", "a configuration beside an adapter", allowed).into());
+            return Err(only_one_start().into());
         }
         options.adapter = adapter.map(|adapter| to_continue(py, &core, adapter)).transpose()?;
         if let Some(lora) = lora {
             options.lora = lora.get().inner.clone();
         }
-        let data = training_data("train_dataset", train_dataset)?;
-        let eval_data = eval_dataset.map(|data| training_data("eval_dataset", data)).transpose()?;
+        options.refuse_unused(eval_dataset.is_some())?;
+        let needed = train::NeededRows::new(&core, &options)?;
+        let data = training_data("train_dataset", train_dataset, needed.map_or(Limit::None, Limit::Needed))?;
+        let eval_data = evaluation_data(eval_dataset)?;
         let trainer = enter_long(
             py,
             |cancelled| train::Trainer::interruptible(&core, data, eval_data, options, cancelled),
@@ -262,6 +264,8 @@ impl Trainer {
     ///         is taken.
     ///     train_dataset: The data of before.
     ///     eval_dataset: The evaluation data of before, if there was any.
+    ///     lora: As it was.
+    ///     adapter: What the run began with, if it went on with an adapter; the state has what became of it.
     ///     learning_rate: As for the class, like all that follow; what is not given is as it was. Train longer with
     ///         another ``epochs`` or ``max_steps``.
     ///     schedule: As for the class.
@@ -309,9 +313,9 @@ impl Trainer {
     ///     >>> [step.loss for step in trainer] == [step.loss for step in again]
     ///     True
     #[staticmethod]
-    #[pyo3(signature = (model, directory, train_dataset, *, eval_dataset = None, learning_rate = None, schedule = None,
-                        warmup_steps = None, min_learning_rate = None, batch_size = None,
-                        gradient_accumulation_steps = None, epochs = None, max_steps = None, max_length = None,
+    #[pyo3(signature = (model, directory, train_dataset, *, eval_dataset = None, lora = None, adapter = None,
+                        learning_rate = None, schedule = None, warmup_steps = None, min_learning_rate = None,
+                        batch_size = None, gradient_accumulation_steps = None, epochs = None, max_steps = None, max_length = None,
                         packing = None, weight_decay = None, betas = None, eps = None, max_grad_norm = None,
                         label_smoothing = None, gradient_checkpointing = None, seed = None, shuffle = None,
                         eval_steps = None, early_stopping_patience = None, save_dir = None, save_steps = None,
@@ -323,6 +327,8 @@ impl Trainer {
         directory: PathBuf,
         train_dataset: &Bound<'_, PyAny>,
         eval_dataset: Option<&Bound<'_, PyAny>>,
+        lora: Option<Py<LoraConfig>>,
+        adapter: Option<&Bound<'_, PyAny>>,
         learning_rate: Option<f64>,
         schedule: Option<&str>,
         warmup_steps: Option<i64>,
@@ -374,13 +380,15 @@ impl Trainer {
             keep_last,
         };
         let core = model.get().get()?;
-        let data = training_data("train_dataset", train_dataset)?;
-        let eval_data = eval_dataset.map(|data| training_data("eval_dataset", data)).transpose()?;
-        let resume = |cancelled: &std::sync::Arc<AtomicBool>| {
-            let change = |options: &mut TrainerOptions| keywords.change(options);
-            train::Trainer::resume(&core, &directory, (data, eval_data), change, cancelled)
-        };
-        let trainer = enter_long(py, resume, |_| Ok(()))?;
+        let mut run = enter(py, || train::SavedRun::read(&directory))?;
+        check_start(py, &core, &run, lora, adapter)?;
+        let was_bounded = run.options.max_steps.is_some();
+        keywords.change(&mut run.options)?;
+        let limit = if was_bounded { Limit::Rows(run.rows()) } else { Limit::None };
+        let data = training_data("train_dataset", train_dataset, limit)?;
+        let eval_data = evaluation_data(eval_dataset)?;
+        let go_on = |cancelled: &std::sync::Arc<AtomicBool>| run.go_on(&core, (data, eval_data), cancelled);
+        let trainer = enter_long(py, go_on, |_| Ok(()))?;
         Ok(Self::wrap(trainer, model, show_progress_bar))
     }
 
@@ -434,7 +442,7 @@ impl Trainer {
     ///     DataError: A row cannot be used.
     #[pyo3(signature = (dataset = None))]
     fn evaluate(&self, py: Python<'_>, dataset: Option<&Bound<'_, PyAny>>) -> PyResult<f64> {
-        let data = dataset.map(|data| training_data("dataset", data)).transpose()?;
+        let data = dataset.map(|data| training_data("dataset", data, Limit::None)).transpose()?;
         self.with(py, |trainer, cancelled| match data {
             Some(data) => trainer.evaluate_on(data, cancelled),
             None => trainer.evaluate(cancelled)?.ok_or_else(|| {

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 
-use crate::train::{Checkpointing, Schedule, TrainerOptions};
-use crate::{Error, Result};
+use super::lora::LoraConfig;
+use super::registry::to_continue;
+use crate::train::{Checkpointing, SavedRun, Schedule, TrainerOptions};
+use crate::{Error, Model, Result};
 
 /// `"auto"`, or a decision.
 #[derive(FromPyObject)]
@@ -133,4 +135,32 @@ impl Keywords<'_> {
         same("shuffle", &before.shuffle, &options.shuffle)?;
         same("seed", &before.seed, &options.seed)
     }
+}
+
+/// What is said where both beginnings are given.
+pub(super) fn only_one_start() -> Error {
+    let allowed = "one of lora and adapter; an adapter that is gone on with has its own";
+    Error::argument("lora", "a configuration beside an adapter", allowed)
+}
+
+/// Refuses another adapter than a saved run has.
+pub(super) fn check_start(
+    py: Python<'_>,
+    model: &Model,
+    run: &SavedRun,
+    lora: Option<Py<LoraConfig>>,
+    adapter: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    let (name, config) = match (lora, adapter) {
+        (None, None) => return Ok(()),
+        (Some(_), Some(_)) => return Err(only_one_start().into()),
+        (Some(lora), None) => ("lora", lora.get().inner.clone()),
+        (None, Some(adapter)) => ("adapter", to_continue(py, model, adapter)?.config().clone()),
+    };
+    if run.is_of(model, &config)? {
+        return Ok(());
+    }
+    let show = |inner| LoraConfig { inner }.__repr__(py);
+    let allowed = format!("{}, with which the run began", show(run.options.lora.clone())?);
+    Err(Error::argument(name, show(config)?, allowed).into())
 }

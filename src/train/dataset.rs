@@ -179,7 +179,7 @@ impl Dataset {
             Source::File { .. } => {
                 // Some editors begin a file with a mark of its encoding.
                 let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-                parsed = serde_json::from_slice(text)
+                parsed = parse(text)
                     .map_err(|error| self.invalid(Some(index), format!("not valid JSON: {error}")))?;
                 &parsed
             }
@@ -233,6 +233,34 @@ impl Dataset {
     }
 }
 
+/// A line of a file. Python writes numbers that JSON does not have, which count as nothing.
+fn parse(text: &[u8]) -> serde_json::Result<Value> {
+    serde_json::from_slice(text).or_else(|error| match without_nan(text) {
+        Some(plain) => serde_json::from_slice(&plain).map_err(|_| error),
+        None => Err(error),
+    })
+}
+
+/// The text with `null` for every `NaN` and `Infinity` outside of strings, if there is one.
+fn without_nan(text: &[u8]) -> Option<Vec<u8>> {
+    let (mut plain, mut rest, mut in_string, mut found) =
+        (Vec::with_capacity(text.len()), text, false, false);
+    while let Some(&byte) = rest.first() {
+        let words: [&[u8]; 3] = [b"NaN", b"-Infinity", b"Infinity"];
+        let word = words.into_iter().find(|word| !in_string && rest.starts_with(word));
+        let taken = match (word, byte) {
+            (Some(word), _) => word.len(),
+            (None, b'\\') if in_string => rest.len().min(2),
+            _ => 1,
+        };
+        plain.extend_from_slice(if word.is_some() { b"null" } else { &rest[..taken] });
+        found |= word.is_some();
+        in_string ^= byte == b'"';
+        rest = &rest[taken..];
+    }
+    found.then_some(plain)
+}
+
 /// Where the lines of a file begin that are not blank, and its size.
 fn index(path: &Path, cancelled: &AtomicBool) -> Result<(Vec<Line>, u64)> {
     let failed = |error| Error::io(path, error);
@@ -268,4 +296,20 @@ fn index(path: &Path, cancelled: &AtomicBool) -> Result<(Vec<Line>, u64)> {
         lines.push(Line { offset: start, number: number + 1 });
     }
     Ok((lines, offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_lacks_count_as_nothing() {
+        let line = br#"{"text": "NaN \" NaN", "a": NaN, "b": [-Infinity, 1, Infinity], "c\\": NaN}"#;
+        let row = serde_json::json!({"text": "NaN \" NaN", "a": null, "b": [null, 1, null], "c\\": null});
+        assert_eq!(parse(line).unwrap(), row);
+        assert_eq!(parse(br#"{"text": "NaN"}"#).unwrap(), serde_json::json!({"text": "NaN"}));
+        for broken in [&br#"{"text": NaNs}"#[..], br#"{"text": "x"#, br#"{"text": "\"#, b"NaN,"] {
+            assert!(parse(broken).is_err(), "{}", String::from_utf8_lossy(broken));
+        }
+    }
 }

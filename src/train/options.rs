@@ -221,6 +221,25 @@ impl TrainerOptions {
         }
     }
 
+    /// Refuses settings that would do nothing, as they are probably mistakes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for the first one.
+    pub fn refuse_unused(&self, has_eval_data: bool) -> Result<()> {
+        let needs = [
+            ("early_stopping_patience", self.early_stopping_patience, has_eval_data, "eval_dataset"),
+            ("eval_steps", self.eval_steps, has_eval_data, "eval_dataset"),
+            ("save_steps", self.save_steps, self.save_dir.is_some(), "save_dir"),
+        ];
+        match needs.into_iter().find(|(_, given, is_met, _)| given.is_some() && !is_met) {
+            Some((name, given, _, other)) => {
+                let allowed = format!("None without {other}; give {other} too");
+                Err(Error::argument(name, given.unwrap_or_default(), allowed))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The learning rate of optimizer step `step` of `total`, counted from 0.
     pub fn learning_rate_at(&self, step: usize, total: usize) -> f64 {
         if self.learning_rate == 0.0 {
@@ -263,6 +282,23 @@ mod tests {
         for name in Schedule::NAMES {
             assert!(Schedule::from_name(name).is_ok());
         }
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_are_refused() {
+        let plain = TrainerOptions::default;
+        let refused = |options: TrainerOptions, has_eval_data| match options.refuse_unused(has_eval_data) {
+            Err(Error::InvalidArgument { name, .. }) => Some(name),
+            _ => None,
+        };
+        let patience = || TrainerOptions { early_stopping_patience: Some(1), ..plain() };
+        let evaluates = || TrainerOptions { eval_steps: Some(2), ..plain() };
+        assert_eq!(refused(patience(), false).as_deref(), Some("early_stopping_patience"));
+        assert_eq!(refused(evaluates(), false).as_deref(), Some("eval_steps"));
+        assert_eq!((refused(patience(), true), refused(evaluates(), true)), (None, None));
+        let saves = |save_dir| TrainerOptions { save_steps: Some(2), save_dir, ..plain() };
+        assert_eq!(refused(saves(None), true).as_deref(), Some("save_steps"));
+        assert_eq!(refused(saves(Some("here".into())), true), None);
     }
 
     #[test]

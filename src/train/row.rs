@@ -12,6 +12,18 @@ use crate::models::Model;
 use crate::tokenizer::{ChatOptions, Tokenizer};
 use crate::{Error, Result};
 
+/// What a conversation uses, whichever field it is in.
+const CHAT: &[&str] = &["messages", "prompt", "completion", "tools", "chat_template_kwargs"];
+
+/// The fields that tell the kind of a row, in the order in which they decide, each with all fields that its kind uses.
+pub const ROW_KINDS: &[(&str, &[&str])] = &[
+    ("messages", CHAT),
+    ("prompt", CHAT),
+    ("completion", CHAT),
+    ("input_ids", &["input_ids", "labels", "attention_mask", "completion_mask", "assistant_masks"]),
+    ("text", &["text"]),
+];
+
 /// Token ids and what is to be predicted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Example {

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use candle_core::{DType, Device, Tensor};
@@ -96,7 +96,7 @@ impl Trainer {
     /// run is the same as if it had not been interrupted.
     ///
     /// # Errors
-    /// [`Error::InvalidCheckpoint`] for a damaged state, [`Error::InvalidData`] for other data than before.
+    /// As [`SavedRun::read`] and [`SavedRun::go_on`].
     pub fn resume(
         model: &Model,
         directory: &Path,
@@ -104,47 +104,9 @@ impl Trainer {
         change: impl FnOnce(&mut TrainerOptions) -> Result<()>,
         cancelled: &AtomicBool,
     ) -> Result<Self> {
-        let directory = latest(directory)?;
-        let path = directory.join(FILE);
-        let source = SafetensorsSource::open(&path)?;
-        let damaged = |problem: String| Error::checkpoint(&path, problem);
-        let record = source.metadata().get(RECORD).ok_or_else(|| damaged(format!("it has no {RECORD}")))?;
-        let record: Record = serde_json::from_str(record)
-            .map_err(|error| damaged(format!("its {RECORD} is damaged: {error}")))?;
-        if record.version != VERSION {
-            return Err(damaged(format!("its version is {}, expected {VERSION}", record.version)));
-        }
-        let mut kinds: [BTreeMap<String, Tensor>; 3] = Default::default();
-        for name in source.names() {
-            let place = KINDS.iter().position(|kind| name.starts_with(&format!("{kind}.")));
-            let Some(place) = place else { return Err(damaged(format!("tensor {name} is unknown"))) };
-            let own = name[KINDS[place].len() + 1..].to_owned();
-            kinds[place].insert(own, read(&source, &name)?);
-        }
-        let [adapter, exp_avg, exp_avg_sq] = kinds;
-        let mut options = record.options;
-        options.lora = LoraConfig::from_peft(&path, &record.lora)?;
-        change(&mut options)?;
-        options.validate()?;
-        let file = AdapterFile::from_tensors(&path, options.lora.clone(), adapter);
-        let trainable = TrainableAdapter::continued(model, &file, options.seed)?;
-        let mut trainer = Self::assemble(model, data, options, trainable, record.progress, cancelled)?;
-        trainer.check_data(record.rows, record.tokens)?;
-        let average = |of: &BTreeMap<String, Tensor>, name: &str| -> Result<Tensor> {
-            let tensor = of.get(name).ok_or_else(|| damaged(format!("an average of {name} is missing")))?;
-            Ok(tensor.to_device(model.device())?)
-        };
-        let averages = trainer.adapter.parameters().iter().map(|parameter| {
-            Ok((average(&exp_avg, &parameter.name)?, average(&exp_avg_sq, &parameter.name)?))
-        });
-        let averages = averages.collect::<Result<Vec<_>>>()?;
-        for ((first, second), slot) in averages.iter().zip(trainer.optimizer.slots()) {
-            if first.dims() != slot.var.dims() || second.dims() != slot.var.dims() {
-                return Err(damaged("an average has another shape than its parameter".into()));
-            }
-        }
-        trainer.optimizer.restore(record.optimizer_steps, averages);
-        Ok(trainer)
+        let mut run = SavedRun::read(directory)?;
+        change(&mut run.options)?;
+        run.go_on(model, data, cancelled)
     }
 
     fn check_data(&self, rows: usize, tokens: usize) -> Result<()> {
@@ -163,6 +125,95 @@ impl Trainer {
                 stats.tokens
             ),
         })
+    }
+}
+
+/// A run that was saved and can go on.
+#[derive(Debug)]
+pub struct SavedRun {
+    path: PathBuf,
+    source: SafetensorsSource,
+    record: Record,
+    /// Its settings, which may be changed before it goes on.
+    pub options: TrainerOptions,
+}
+
+impl SavedRun {
+    /// Reads what [`Trainer::save_state`] wrote, or the latest checkpoint of a run's directory.
+    ///
+    /// # Errors
+    /// [`Error::InvalidCheckpoint`] for a damaged state.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = latest(directory)?.join(FILE);
+        let source = SafetensorsSource::open(&path)?;
+        let damaged = |problem: String| Error::checkpoint(&path, problem);
+        let record = source.metadata().get(RECORD).ok_or_else(|| damaged(format!("it has no {RECORD}")))?;
+        let record: Record = serde_json::from_str(record)
+            .map_err(|error| damaged(format!("its {RECORD} is damaged: {error}")))?;
+        if record.version != VERSION {
+            return Err(damaged(format!("its version is {}, expected {VERSION}", record.version)));
+        }
+        let mut options = record.options.clone();
+        options.lora = LoraConfig::from_peft(&path, &record.lora)?;
+        Ok(Self { path, source, record, options })
+    }
+
+    /// Rows of the data it was trained on.
+    pub fn rows(&self) -> usize {
+        self.record.rows
+    }
+
+    /// Whether `lora` is what its adapter was made with.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAdapter`] where `lora` does not fit the model.
+    pub fn is_of(&self, model: &Model, lora: &LoraConfig) -> Result<bool> {
+        let lora = lora.for_model(model)?.to_peft(None).to_string();
+        // Read as the saved one was, so that both are rounded alike.
+        let lora = serde_json::from_str(&lora).map_err(|error| Error::internal("resuming", error))?;
+        Ok(LoraConfig::from_peft(&self.path, &lora)? == self.options.lora)
+    }
+
+    /// The trainer as it was saved.
+    ///
+    /// # Errors
+    /// [`Error::InvalidCheckpoint`] for a damaged state, [`Error::InvalidData`] for other data than before.
+    pub fn go_on(
+        self,
+        model: &Model,
+        data: (TrainingData, Option<TrainingData>),
+        cancelled: &AtomicBool,
+    ) -> Result<Trainer> {
+        let Self { path, source, record, options } = self;
+        options.validate()?;
+        let damaged = |problem: String| Error::checkpoint(&path, problem);
+        let mut kinds: [BTreeMap<String, Tensor>; 3] = Default::default();
+        for name in source.names() {
+            let place = KINDS.iter().position(|kind| name.starts_with(&format!("{kind}.")));
+            let Some(place) = place else { return Err(damaged(format!("tensor {name} is unknown"))) };
+            let own = name[KINDS[place].len() + 1..].to_owned();
+            kinds[place].insert(own, read(&source, &name)?);
+        }
+        let [adapter, exp_avg, exp_avg_sq] = kinds;
+        let file = AdapterFile::from_tensors(&path, options.lora.clone(), adapter);
+        let trainable = TrainableAdapter::continued(model, &file, options.seed)?;
+        let mut trainer = Trainer::assemble(model, data, options, trainable, record.progress, cancelled)?;
+        trainer.check_data(record.rows, record.tokens)?;
+        let average = |of: &BTreeMap<String, Tensor>, name: &str| -> Result<Tensor> {
+            let tensor = of.get(name).ok_or_else(|| damaged(format!("an average of {name} is missing")))?;
+            Ok(tensor.to_device(model.device())?)
+        };
+        let averages = trainer.adapter.parameters().iter().map(|parameter| {
+            Ok((average(&exp_avg, &parameter.name)?, average(&exp_avg_sq, &parameter.name)?))
+        });
+        let averages = averages.collect::<Result<Vec<_>>>()?;
+        for ((first, second), slot) in averages.iter().zip(trainer.optimizer.slots()) {
+            if first.dims() != slot.var.dims() || second.dims() != slot.var.dims() {
+                return Err(damaged("an average has another shape than its parameter".into()));
+            }
+        }
+        trainer.optimizer.restore(record.optimizer_steps, averages);
+        Ok(trainer)
     }
 }
 

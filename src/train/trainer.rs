@@ -110,6 +110,7 @@ impl Trainer {
         cancelled: &AtomicBool,
     ) -> Result<Self> {
         options.validate()?;
+        options.refuse_unused(eval_data.is_some())?;
         let adapter = match &options.adapter {
             Some(file) => TrainableAdapter::continued(model, file, options.seed)?,
             None => TrainableAdapter::fresh(model, &options.lora, options.seed)?,

@@ -144,3 +144,14 @@ async def test_scripted_model():
 def test_results_pickle(greedy):
     result = greedy.generate("Once upon a time")
     assert pickle.loads(pickle.dumps(result)).token_ids == result.token_ids
+
+
+@pytest.mark.parametrize("named", ["conftest", "option"])
+def test_a_suite_may_name_the_pytest_plugin(tmp_path, named):
+    (tmp_path / "test_it.py").write_text("def test_it(tiny_model):\n    assert tiny_model.vocab_size > 0\n")
+    if named == "conftest":
+        (tmp_path / "conftest.py").write_text('pytest_plugins = ["candlewick.testing"]\n')
+    option = ["-p", "candlewick.testing"] if named == "option" else []
+    command = [sys.executable, "-m", "pytest", "-q", *option, str(tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr

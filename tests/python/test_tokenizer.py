@@ -93,3 +93,10 @@ def test_chat_template(tokenizer):
 def test_a_message_without_role_is_refused(tokenizer):
     with pytest.raises((cw.InvalidArgumentError, TypeError), match="role"):
         tokenizer.apply_chat_template([{"content": "no role"}])
+
+
+def test_ids_that_only_the_model_knows_have_no_text(tokenizer):
+    ids = tokenizer.encode("a red hen", add_special_tokens=False)
+    unknown = max(tokenizer.vocab_size, 100_000)
+    assert tokenizer.decode([unknown, *ids, unknown + 7]) == tokenizer.decode(ids)
+    assert tokenizer.decode([unknown]) == ""

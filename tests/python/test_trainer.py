@@ -546,3 +546,13 @@ def test_a_step_can_be_watched_from_another_thread(small):
     thread.join()
     assert len(seen) > 2
     assert trainer.step_count == 200
+
+
+def test_settings_that_would_do_nothing_are_refused(small):
+    for keyword, needed in (
+        ("eval_steps", "eval_dataset"),
+        ("early_stopping_patience", "eval_dataset"),
+        ("save_steps", "save_dir"),
+    ):
+        with pytest.raises(cw.InvalidArgumentError, match=f"{keyword}: got 2, .*{needed}"):
+            cw.Trainer(small, id_rows(3), **{keyword: 2})

@@ -1,5 +1,8 @@
 """Rows from everywhere, and what every mistake in them is called."""
 
+import collections.abc
+import datetime as dt
+import itertools
 import json
 import logging
 import math
@@ -146,7 +149,7 @@ def test_bad_rows_are_named(tiny_model, tmp_path, row, reason):
     [
         ({"text": object()}, '"text": a value is of type object'),
         ({"text": b"bytes"}, "type bytes"),
-        ({1: "x"}, "name of a field"),
+        ({1: "x"}, "found the fields 1;"),
         ({"text": float("nan")}, "not a finite number"),
         ({"input_ids": [2**70]}, "out of range"),
     ],
@@ -156,9 +159,91 @@ def test_rows_that_are_no_json(tiny_model, row, reason):
         cw.Trainer(tiny_model, [row])
 
 
+def test_fields_that_are_not_used_may_hold_anything(tiny_model, tmp_path):
+    class Lazy(collections.abc.Mapping):
+        """Makes its values when they are asked for."""
+
+        def __init__(self, row):
+            self.row = row
+
+        def __getitem__(self, name):
+            assert name == "text"
+            return self.row[name]
+
+        def __iter__(self):
+            return iter(self.row)
+
+        def __len__(self):
+            return len(self.row)
+
+    others = {
+        "score": math.nan,
+        "hash": 2**64 - 1,
+        "seen": dt.datetime.now(),
+        "raw": b"bytes",
+        "image": object(),
+        "table": {1: 2},
+        "labels": math.inf,
+        "messages": None,
+        3: "three",
+    }
+    others["self"] = others
+    expected = losses(tiny_model, TEXTS)
+    assert losses(tiny_model, [text | others for text in TEXTS]) == expected
+    assert losses(tiny_model, [Lazy(text | {"score": 1}) for text in TEXTS]) == expected
+    ids = [{"input_ids": tiny_model.tokenizer.encode(text["text"])} for text in TEXTS]
+    assert losses(tiny_model, [row | {"text": math.nan, "score": object()} for row in ids]) == losses(tiny_model, ids)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(text | {"score": math.nan, "list": [-math.inf, 1]}) for text in TEXTS))
+    assert losses(tiny_model, path) == expected
+    with pytest.raises(cw.DataError, match="found the fields body, score;"):
+        cw.Trainer(tiny_model, [{"body": "x", "score": math.nan}])
+
+
+def test_of_a_source_without_an_end_only_what_is_used_is_read(small):
+    def endless(read):
+        for row in itertools.cycle(id_rows(9)):
+            read.append(row)
+            yield row
+
+    read = []
+    keywords = {"max_steps": 3, "batch_size": 2, "gradient_accumulation_steps": 2, "packing": False, "shuffle": False}
+    trainer = cw.Trainer(small, endless(read), **keywords)
+    assert trainer.train().steps == 3
+    assert len(read) == 3 * 2 * 2
+    assert trainer.history[-1].epoch == 1.0
+    whole = cw.Trainer(small, list(itertools.islice(itertools.cycle(id_rows(9)), 100)), **keywords)
+    assert [metrics.loss for metrics in whole] == [metrics.loss for metrics in trainer.history]
+
+    read = []
+    keywords = {"max_steps": 3, "batch_size": 2, "max_length": 20, "shuffle": False}
+    trainer = cw.Trainer(small, endless(read), **keywords)
+    assert trainer.train().steps == 3
+    tokens = [min(len(row["input_ids"]), 20) for row in read]
+    assert sum(tokens[:-1]) < 3 * 2 * 20 <= sum(tokens)
+    assert trainer.history[-1].epoch <= 1.0
+
+    with pytest.raises(cw.DataError, match=r"row 2 \(index 1\)"):
+        cw.Trainer(small, itertools.chain([id_rows(1)[0], {"body": 1}], endless([])), max_steps=5)
+    assert cw.Trainer(small, itertools.cycle(id_rows(2)), max_steps=1).data_stats["rows"] > 2
+
+
+def test_a_source_without_an_end_is_gone_on_with(small, tmp_path):
+    keywords = {"max_steps": 4, "batch_size": 2, "packing": False}
+    trainer = cw.Trainer(small, itertools.cycle(id_rows(9)), **keywords)
+    first = next(trainer)
+    trainer.save_state(tmp_path)
+    rest = [metrics.loss for metrics in trainer]
+    again = cw.Trainer.resume(small, tmp_path, itertools.cycle(id_rows(9)), **keywords)
+    assert ([metrics.loss for metrics in again], first.step, len(rest)) == (rest, 1, 3)
+    longer = cw.Trainer.resume(small, tmp_path, itertools.cycle(id_rows(9)), max_steps=9)
+    assert longer.train().steps == 9
+
+
 def test_a_row_that_contains_itself(tiny_model):
-    row = {"text": "x"}
-    row["self"] = row
+    messages = [{"role": "assistant", "content": "x"}]
+    messages[0]["self"] = messages
+    row = {"messages": messages}
     with pytest.raises(cw.DataError, match="nested"):
         cw.Trainer(tiny_model, [row])
 

@@ -82,8 +82,11 @@ def test_what_resuming_refuses(small, tmp_path):
             cw.Trainer.resume(small, tmp_path, id_rows(6), **{keyword: value})
     with pytest.raises(cw.DataError, match="6 rows"):
         cw.Trainer.resume(small, tmp_path, id_rows(7))
-    with pytest.raises(TypeError, match="lora"):
-        cw.Trainer.resume(small, tmp_path, id_rows(6), lora=cw.LoraConfig())
+    for other in ({"rank": 4}, {"target_modules": ["q_proj"]}, {"use_dora": True}):
+        with pytest.raises(cw.InvalidArgumentError, match=r"lora: .*with which the run began"):
+            cw.Trainer.resume(small, tmp_path, id_rows(6), lora=cw.LoraConfig(**other))
+    with pytest.raises(cw.InvalidArgumentError, match="one of lora and adapter"):
+        cw.Trainer.resume(small, tmp_path, id_rows(6), lora=cw.LoraConfig(), adapter=trainer.adapter)
     with pytest.raises(TypeError, match="learning_rat"):
         cw.Trainer.resume(small, tmp_path, id_rows(6), learning_rat=1.0)
     state = tmp_path / "trainer_state.safetensors"
@@ -95,6 +98,40 @@ def test_what_resuming_refuses(small, tmp_path):
         cw.Trainer.resume(small, tmp_path / "empty", id_rows(6))
     with pytest.raises(FileNotFoundError):
         cw.Trainer.resume(small, tmp_path / "absent", id_rows(6))
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {},
+        {"target_modules": "all-linear", "alpha": 1 / 3, "dropout": 0.1},
+        {"target_modules": r".*\.(q|k)_proj", "rank_pattern": {"k_proj": 2}, "use_rslora": True},
+        {"modules_to_save": ["lm_head"], "bias": "all"},
+    ],
+)
+def test_resuming_takes_the_keywords_of_the_class(small, tmp_path, lora):
+    keywords = {"lora": cw.LoraConfig(**lora), "max_steps": 3} | {k: v for k, v in RUN.items() if k != "epochs"}
+    keywords |= {"lora": cw.LoraConfig(**lora)}
+    trainer = cw.Trainer(small, id_rows(6), **keywords)
+    next(trainer)
+    trainer.save_state(tmp_path)
+    rest = [facts(metrics) for metrics in trainer]
+    assert [facts(metrics) for metrics in cw.Trainer.resume(small, tmp_path, id_rows(6), **keywords)] == rest
+
+
+def test_resuming_a_run_that_went_on_with_an_adapter(small, tmp_path):
+    first = cw.Trainer(small, id_rows(6), lora=cw.LoraConfig(rank=2), max_steps=1)
+    first.train()
+    first.save(tmp_path / "adapter")
+    keywords = {"adapter": tmp_path / "adapter", "max_steps": 3}
+    trainer = cw.Trainer(small, id_rows(6), **keywords)
+    next(trainer)
+    trainer.save_state(tmp_path / "state")
+    rest = [facts(metrics) for metrics in trainer]
+    assert [facts(metrics) for metrics in cw.Trainer.resume(small, tmp_path / "state", id_rows(6), **keywords)] == rest
+    other = cw.Trainer(small, id_rows(6), lora=cw.LoraConfig(rank=3), max_steps=1)
+    with pytest.raises(cw.InvalidArgumentError, match=r"adapter: .*rank=3.*rank=2"):
+        cw.Trainer.resume(small, tmp_path / "state", id_rows(6), adapter=other.adapter)
 
 
 KILLED = """
