@@ -101,7 +101,8 @@ impl Recipe {
     fn wanted(&self, name: &str) -> Format {
         let is_head = name.starts_with("lm_head.") || (self.tied && name.contains("embed_tokens."));
         if is_head {
-            return if self.format == Format::Q8_0 { Format::Q8_0 } else { Format::Q6K };
+            let wide = matches!(self.format, Format::Q8_0 | Format::MXFP4);
+            return if wide { Format::Q8_0 } else { Format::Q6K };
         }
         let more = |format: Format, when: bool| if when { format } else { self.format };
         let Some(layer) = layer_of(name) else { return self.format };
@@ -125,6 +126,7 @@ impl Recipe {
                 (Format::Q3K, Mix::Large) => Format::Q5K,
                 (Format::Q4K | Format::Q5K, Mix::Medium) => more(Format::Q6K, more_bits(layer, layers)),
                 (Format::Q4K, Mix::Small) => more(Format::Q5K, layer < 4),
+                (Format::IQ4NL, _) => more(Format::Q5K, self.group >= 4),
                 (format, _) => format,
             };
         }
@@ -140,7 +142,7 @@ impl Recipe {
                 }
                 (Format::Q3K, Mix::Large) => Format::Q5K,
                 (Format::Q4K | Format::Q5K, Mix::Medium) => more(Format::Q6K, more_bits(layer, layers)),
-                (Format::Q4K, Mix::Small) => more(Format::Q5K, layer < layers / 8),
+                (Format::Q4K, Mix::Small) | (Format::IQ4NL, _) => more(Format::Q5K, layer < layers / 8),
                 (format, _) => format,
             };
         }
@@ -198,7 +200,7 @@ impl Model {
                     target.name
                 );
             }
-            let matrix = GgmlWeight::quantize(&weight.dequantize(DType::F32)?, target)?;
+            let matrix = GgmlWeight::quantize(path, &weight.dequantize(DType::F32)?, target, None)?;
             Ok(Some(matrix.on(self.device(), self.dtype())?))
         };
         let table = decoder.embedding();

@@ -16,7 +16,7 @@ use crate::weight::{Format, TensorInfo, to_bytes};
 use crate::{Error, Result};
 
 /// `general.file_type` by the format of most weights.
-const FILE_TYPES: [(Format, u32); 13] = [
+const FILE_TYPES: [(Format, u32); 15] = [
     (Format::F32, 0),
     (Format::F16, 1),
     (Format::Q4_0, 2),
@@ -29,7 +29,9 @@ const FILE_TYPES: [(Format, u32); 13] = [
     (Format::Q4K, 15),
     (Format::Q5K, 17),
     (Format::Q6K, 18),
+    (Format::IQ4NL, 25),
     (Format::BF16, 32),
+    (Format::MXFP4, 38),
 ];
 
 /// Divisors of the rotary frequencies.

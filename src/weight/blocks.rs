@@ -9,12 +9,12 @@ use half::f16;
 pub(super) type Decode = fn(&[u8], &mut [f32]);
 
 /// The 16 values of IQ4_NL.
-const NONLINEAR: [f32; 16] = [
+pub(super) const NONLINEAR: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
 /// The 16 values of a four-bit float with two exponent bits, doubled.
-const E2M1: [f32; 16] =
+pub(super) const E2M1: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
 fn half(block: &[u8], at: usize) -> f32 {
@@ -69,10 +69,14 @@ pub(super) fn iq4_nl(block: &[u8], out: &mut [f32]) {
     nibbles(&block[2..18], out, |_, q| NONLINEAR[usize::from(q)] * d);
 }
 
+/// Half of 2^(e - 127), which makes up for the doubled table.
+pub(super) fn power(exponent: u8) -> f32 {
+    let e = u32::from(exponent);
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
+}
+
 pub(super) fn mxfp4(block: &[u8], out: &mut [f32]) {
-    // Half of 2^(e - 127), which makes up for the doubled table.
-    let e = u32::from(block[0]);
-    let d = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
+    let d = power(block[0]);
     nibbles(&block[1..17], out, |_, q| E2M1[usize::from(q)] * d);
 }
 

@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use super::formats::BlockFormat;
+use super::quantize::{self, Plain, Unfit};
 use super::{DenseWeight, Format, Weight};
 use crate::kernels::cpu::{self, PackedQuant, pool};
 use crate::kernels::decoded::{Rows, decoded_linear};
@@ -95,21 +95,60 @@ impl GgmlWeight {
         Ok(Self { format: entry, values })
     }
 
-    /// Converts a matrix `[out, in]` whose rows are whole blocks of `format`.
+    /// Converts a matrix `[out, in]` whose rows are whole blocks of `format`; `name` is for messages.
+    ///
+    /// With an `importance`, a positive number for each of the `in` columns, values of important columns are kept better.
+    /// It is what llama.cpp calls an importance matrix; Q8_0 and MXFP4 make no use of it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where rows do not fit, or the format can only be read.
-    pub fn quantize(matrix: &Tensor, format: &'static BlockFormat) -> Result<Self> {
+    /// [`Error::InvalidArgument`] where rows do not fit, the format can only be read, or the importance has another
+    /// length or is not finite; [`Error::InvalidCheckpoint`] for values that are not finite or too large.
+    pub fn quantize(
+        name: &str,
+        matrix: &Tensor,
+        format: &'static BlockFormat,
+        importance: Option<&[f32]>,
+    ) -> Result<Self> {
         let (_, inn) = matrix.dims2()?;
-        let Some(encoder) = format.encoder.filter(|_| inn.is_multiple_of(format.format.block_elements()))
+        let Some(encoder) = format.encode.filter(|_| inn.is_multiple_of(format.format.block_elements()))
         else {
-            let got = format!("rows of {inn} values to {}", format.name);
+            let got = format!("{name} with rows of {inn} values to {}", format.name);
             let expected = format!("rows of a multiple of {} values", format.format.block_elements());
             return Err(Error::argument("quantize", got, expected));
         };
-        let matrix = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-        let quantized = QTensor::quantize(&matrix, encoder)?;
-        Self::new(format.format, &quantized.data()?, inn)
+        if let Some(importance) = importance
+            && (importance.len() != inn || !importance.iter().all(|x| x.is_finite() && *x >= 0.0))
+        {
+            let got = format!("{} values for {name}", importance.len());
+            return Err(Error::argument("importance", got, format!("{inn} finite values, none negative")));
+        }
+        let bytes = with_values(matrix, |values| quantize::encode(values, inn, format, encoder, importance))?;
+        let bytes = bytes.map_err(|Unfit(row, column, value)| Error::InvalidCheckpoint {
+            path: name.into(),
+            problems: vec![format!(
+                "got {value} in row {row}, column {column}, expected finite values in the range of {}; \
+                 repair the checkpoint or load it without quantize",
+                format.name
+            )],
+        })?;
+        Self::new(format.format, &bytes, inn)
+    }
+}
+
+/// Calls `then` with the values of a matrix, which are copied only where they are not in a row already.
+fn with_values<T>(matrix: &Tensor, then: impl FnOnce(Plain<'_>) -> T) -> Result<T> {
+    let matrix = matrix.to_device(&Device::Cpu)?.contiguous()?;
+    let matrix = match matrix.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => matrix,
+        _ => matrix.to_dtype(DType::F32)?,
+    };
+    let (storage, layout) = matrix.storage_and_layout();
+    let range = layout.start_offset()..layout.start_offset() + matrix.elem_count();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => Ok(then(Plain::F32(&values[range]))),
+        Storage::Cpu(CpuStorage::F16(values)) => Ok(then(Plain::F16(&values[range]))),
+        Storage::Cpu(CpuStorage::BF16(values)) => Ok(then(Plain::Bf16(&values[range]))),
+        _ => Err(Error::argument("quantize", format!("{:?}", matrix.dtype()), "floating-point values")),
     }
 }
 

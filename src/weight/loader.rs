@@ -131,7 +131,7 @@ impl<'a> Loader<'a> {
         self.check_cancelled()?;
         let chosen = self.quantize.as_ref().and_then(|choose| choose(name, shape[1]));
         if let Some(target) = chosen.filter(|target| target.format != format) {
-            let matrix = GgmlWeight::quantize(&self.values(name, &shape, format)?, target)?;
+            let matrix = GgmlWeight::quantize(name, &self.values(name, &shape, format)?, target, None)?;
             return matrix.on(&self.device, self.dtype);
         }
         if format.is_quantized() && (self.as_stored || chosen.is_some()) {

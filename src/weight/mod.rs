@@ -9,6 +9,7 @@ mod formats;
 mod ggml;
 mod loader;
 mod packed;
+mod quantize;
 mod source;
 
 use std::borrow::Cow;

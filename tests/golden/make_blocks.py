@@ -1,9 +1,10 @@
-"""Makes `gguf/blocks.safetensors`: one matrix in every quantised format.
+"""Makes `gguf/blocks.safetensors` and `gguf/encoded.safetensors`: matrices in every quantised format.
 
     python tests/golden/make_blocks.py
 
 The blocks are those of ggml's own quantiser (inside llama.cpp), the values that they stand for those
 of the `gguf` package. Formats that `ggml` writes and `gguf` reads are not alike by chance.
+The second file has rows that quantisers stumble over, with and without an importance matrix.
 """
 
 from __future__ import annotations
@@ -32,15 +33,60 @@ def ggml() -> ctypes.CDLL:
     return library
 
 
-def quantise(library: ctypes.CDLL, kind: Type, values: np.ndarray) -> np.ndarray:
+def quantise(library: ctypes.CDLL, kind: Type, values: np.ndarray, importance: np.ndarray | None = None) -> np.ndarray:
     block, size = gguf.GGML_QUANT_SIZES[kind]
     out = np.zeros((values.shape[0], values.shape[1] // block * size), dtype=np.uint8)
     written = library.ggml_quantize_chunk(
-        int(kind), values.ctypes.data, out.ctypes.data, 0, values.shape[0], values.shape[1], None
+        int(kind),
+        values.ctypes.data,
+        out.ctypes.data,
+        0,
+        values.shape[0],
+        values.shape[1],
+        None if importance is None else importance.ctypes.data,
     )
     if written != out.nbytes:
         raise SystemExit(f"{kind}: {written} bytes, expected {out.nbytes}")
     return out
+
+
+def hard_rows(generator: np.random.Generator) -> np.ndarray:
+    """Rows whose blocks are constant, have few values, outliers, zeros of both signs, or numbers without a half."""
+    normal = generator.standard_normal(COLUMNS)
+    sign = generator.choice([-1.0, 1.0], COLUMNS)
+    rows = [
+        np.zeros(COLUMNS),
+        np.full(COLUMNS, 0.3),
+        np.full(COLUMNS, -0.3),
+        generator.integers(-1, 2, COLUMNS) * 0.05,
+        generator.integers(1, 3, COLUMNS) * 0.1,
+        normal * (generator.random(COLUMNS) < 0.03),
+        normal * (generator.random(COLUMNS) < 0.5) * sign,
+        np.where(np.arange(COLUMNS) % 256 == 7, 3.0, 1.0),
+        normal * 0.02,
+        generator.standard_t(2, COLUMNS) * 0.01,
+        generator.random(COLUMNS) + 0.1,
+        -generator.random(COLUMNS) - 0.1,
+        np.linspace(-1, 1, COLUMNS),
+        normal * np.repeat(10.0 ** generator.uniform(-9, 2, COLUMNS // 16), 16),
+        0.3 + normal * 1e-7,
+        normal * 1e-8,
+        normal * 1e3,
+        # Whatever the scale is, a half cannot hold it: only this row may differ in MXFP4, which needs no half.
+        normal * 1e-40,
+    ]
+    return np.stack(rows).astype(np.float32)
+
+
+def encoded(library: ctypes.CDLL) -> dict[str, torch.Tensor]:
+    generator = np.random.default_rng(11)
+    values = hard_rows(generator)
+    importance = (generator.random(COLUMNS) ** 2 * (generator.random(COLUMNS) < 0.9)).astype(np.float32)
+    tensors = {"values": values, "importance": importance}
+    for name in FORMATS:
+        tensors[f"{name.lower()}.plain"] = quantise(library, Type[name], values)
+        tensors[f"{name.lower()}.weighted"] = quantise(library, Type[name], values, importance)
+    return {name: torch.from_numpy(array) for name, array in tensors.items()}
 
 
 def main() -> None:
@@ -61,6 +107,7 @@ def main() -> None:
         tensors[f"{key}.blocks"] = torch.from_numpy(blocks)
         tensors[f"{key}.values"] = torch.from_numpy(gguf.dequantize(blocks, kind).astype(np.float32))
     write_tensors(GOLDEN / "gguf" / "blocks.safetensors", tensors)
+    write_tensors(GOLDEN / "gguf" / "encoded.safetensors", encoded(library))
 
 
 main()

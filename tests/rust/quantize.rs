@@ -13,6 +13,11 @@ fn fixture() -> HashMap<String, Tensor> {
     candle_core::safetensors::load(golden("gguf/blocks.safetensors"), &Device::Cpu).unwrap()
 }
 
+/// Rows that quantisers stumble over.
+fn hard() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(golden("gguf/encoded.safetensors"), &Device::Cpu).unwrap()
+}
+
 fn bytes(tensor: &Tensor) -> Vec<u8> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -47,23 +52,73 @@ fn blocks_stand_for_the_values_of_the_reference() {
 }
 
 #[test]
-fn legacy_formats_are_written_bit_for_bit_and_others_as_well_as_the_reference() {
-    let fixture = fixture();
-    let original = &fixture["values"];
-    let error = |decoded: &Tensor| -> f32 {
-        (decoded - original).unwrap().sqr().unwrap().mean_all().unwrap().to_scalar().unwrap()
-    };
-    for format in FORMATS.iter().filter(|format| format.can_be_written()) {
-        let ours = GgmlWeight::quantize(original, format).unwrap();
-        let theirs = &fixture[&format!("{}.blocks", format.name)];
-        if format.format.block_elements() == 32 {
-            assert_eq!(*ours.stored().unwrap(), bytes(theirs), "{}", format.name);
+fn every_format_is_written_byte_for_byte_as_llama_cpp_writes_it() {
+    let (fixture, hard) = (fixture(), hard());
+    let (normal, hard_rows) = (&fixture["values"], &hard["values"]);
+    let importance = values(&hard["importance"]);
+    let written: Vec<_> = FORMATS.iter().filter(|format| format.can_be_written()).collect();
+    assert_eq!(written.len(), 12);
+    for format in written {
+        let name = format.name;
+        let encoded = |matrix: &Tensor, importance: Option<&[f32]>| {
+            let weight = GgmlWeight::quantize("w", matrix, format, importance).unwrap();
+            weight.stored().unwrap().into_owned()
+        };
+        assert!(encoded(normal, None) == bytes(&fixture[&format!("{name}.blocks")]), "{name}");
+        // In the last row a half cannot hold any scale; MXFP4, which has none, then takes its smallest instead.
+        let rows = hard_rows.dim(0).unwrap() - usize::from(format.format == Format::MXFP4);
+        for (kind, importance) in [("plain", None), ("weighted", Some(importance.as_slice()))] {
+            let expected = &hard[&format!("{name}.{kind}")];
+            for row in 0..rows {
+                let ours = encoded(&hard_rows.narrow(0, row, 1).unwrap(), importance);
+                assert!(ours == bytes(&expected.get(row).unwrap()), "{name} {kind}: row {row}");
+            }
         }
-        let (ours, theirs) = (
-            error(&ours.dequantize(DType::F32).unwrap()),
-            error(&fixture[&format!("{}.values", format.name)]),
-        );
-        assert!(ours <= theirs * 1.05 + 1e-12, "{}: error {ours}, the reference's is {theirs}", format.name);
+    }
+}
+
+#[test]
+fn rows_of_half_precision_are_encoded_as_their_values() {
+    let matrix = fixture()["values"].clone();
+    for dtype in [DType::F16, DType::BF16] {
+        let halves = matrix.to_dtype(dtype).unwrap();
+        for name in ["q4_1", "q6_k"] {
+            let format = FORMATS.iter().find(|format| format.name == name).unwrap();
+            let encode = |matrix: &Tensor| GgmlWeight::quantize("w", matrix, format, None).unwrap();
+            let (ours, expected) = (encode(&halves), encode(&halves.to_dtype(DType::F32).unwrap()));
+            assert!(ours.stored().unwrap() == expected.stored().unwrap(), "{name} {dtype:?}");
+            // A view into a larger matrix.
+            let part = encode(&halves.narrow(0, 1, 2).unwrap());
+            let expected = expected.stored().unwrap();
+            assert!(part.stored().unwrap()[..] == expected[expected.len() / 3..], "{name} {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn values_that_no_block_can_hold_are_named() {
+    for format in FORMATS.iter().filter(|format| format.can_be_written()) {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38] {
+            let mut rows = values(&fixture()["values"]);
+            rows[512 + 300] = bad;
+            let matrix = Tensor::from_vec(rows, (3, 512), &Device::Cpu).unwrap();
+            let result = GgmlWeight::quantize("model.layers.0.mlp.up_proj.weight", &matrix, format, None);
+            if bad == 3e38 && format.format == Format::MXFP4 {
+                assert!(
+                    values(&result.unwrap().dequantize(DType::F32).unwrap()).iter().all(|x| x.is_finite())
+                );
+                continue;
+            }
+            let text = result.unwrap_err().to_string();
+            assert!(text.contains("mlp.up_proj.weight") && text.contains(&format!("{bad}")), "{text}");
+            assert!(text.contains("row 1, column 300"), "{}: {text}", format.name);
+        }
+    }
+    let format = BlockFormat::of(Format::Q4K).unwrap();
+    let matrix = &fixture()["values"];
+    for importance in [vec![1.0; 511], vec![-1.0; 512], vec![f32::NAN; 512]] {
+        let result = GgmlWeight::quantize("w", matrix, format, Some(&importance));
+        assert!(matches!(result, Err(Error::InvalidArgument { .. })));
     }
 }
 
@@ -109,7 +164,7 @@ fn what_is_no_whole_row_is_refused() {
     }
     let narrow = Tensor::zeros((2, 96), DType::F32, &Device::Cpu).unwrap();
     let format = BlockFormat::of(Format::Q4K).unwrap();
-    assert!(matches!(GgmlWeight::quantize(&narrow, format), Err(Error::InvalidArgument { .. })));
+    assert!(matches!(GgmlWeight::quantize("w", &narrow, format, None), Err(Error::InvalidArgument { .. })));
 }
 
 fn quantized(path: &str, format: &str) -> candlewick::Result<Model> {
@@ -151,7 +206,7 @@ fn loading_into_a_format_equals_converting_to_it() {
 #[test]
 fn formats_have_names() {
     let model = load("qwen2/tied", "auto");
-    for name in ["int4", "", "q9_0", "q8_k", "mxfp4"] {
+    for name in ["int4", "", "q9_0", "q8_k", "iq4_xs"] {
         let error = model.quantize(name).unwrap_err();
         assert!(
             matches!(&error, Error::InvalidArgument { allowed, .. } if allowed.contains("q4_k_m")),
