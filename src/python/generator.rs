@@ -14,6 +14,7 @@ use super::notify;
 use super::registry::chosen;
 use super::results::Generation;
 use super::stream::{TokenStream, new_future};
+use super::whole::{Whole, count, named};
 use crate::adapter::{KeptActive, Loaded};
 use crate::generate::{self, Event, GenerationOptions, Prompt};
 use crate::{Error, Result};
@@ -28,24 +29,20 @@ enum Stop {
 /// Keywords as given; `None` is one that was not given.
 #[derive(Default)]
 struct Keywords {
-    max_new_tokens: Option<i64>,
+    max_new_tokens: Option<Whole>,
     temperature: Option<f32>,
-    top_k: Option<i64>,
+    top_k: Option<Whole>,
     top_p: Option<f32>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
-    logit_bias: Option<BTreeMap<u32, f32>>,
-    seed: Option<i64>,
+    logit_bias: Option<BTreeMap<Whole, f32>>,
+    seed: Option<Whole>,
     stop: Option<Stop>,
-    stop_token_ids: Option<Vec<u32>>,
+    stop_token_ids: Option<Vec<Whole>>,
     ignore_eos: Option<bool>,
-    logprobs: Option<i64>,
-}
-
-fn count(name: &str, value: i64) -> Result<usize> {
-    usize::try_from(value).map_err(|_| Error::argument(name, value, "0 or more"))
+    logprobs: Option<Whole>,
 }
 
 impl Keywords {
@@ -55,30 +52,33 @@ impl Keywords {
             Stop::One(text) => vec![text],
             Stop::Many(texts) => texts,
         });
+        let seed = self.seed.map(|seed| seed.number("seed")).transpose()?;
         Ok(GenerationOptions {
-            max_new_tokens: match self.max_new_tokens {
-                Some(value) => count("max_new_tokens", value)?,
-                None => base.max_new_tokens,
-            },
+            max_new_tokens: count("max_new_tokens", self.max_new_tokens.as_ref())?
+                .unwrap_or(base.max_new_tokens),
             temperature: self.temperature.or(base.temperature),
-            top_k: self.top_k.map(|value| count("top_k", value)).transpose()?.or(base.top_k),
+            top_k: count("top_k", self.top_k.as_ref())?.or(base.top_k),
             top_p: self.top_p.or(base.top_p),
             min_p: self.min_p.or(base.min_p),
             repetition_penalty: self.repetition_penalty.or(base.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
-            logit_bias: self
-                .logit_bias
-                .map_or_else(|| base.logit_bias.clone(), |bias| bias.into_iter().collect()),
-            // Any whole number names a sequence of random numbers.
-            seed: self.seed.map(|seed| seed as u64).or(base.seed),
-            stop: stop.unwrap_or_else(|| base.stop.clone()),
-            stop_token_ids: self.stop_token_ids.unwrap_or_else(|| base.stop_token_ids.clone()),
-            ignore_eos: self.ignore_eos.unwrap_or(base.ignore_eos),
-            logprobs: match self.logprobs {
-                Some(value) => count("logprobs", value)?,
-                None => base.logprobs,
+            logit_bias: match self.logit_bias {
+                Some(bias) => bias
+                    .iter()
+                    .map(|(id, bias)| Ok((id.token_id("logit_bias")?, *bias)))
+                    .collect::<Result<_>>()?,
+                None => base.logit_bias.clone(),
             },
+            // Any whole number names a sequence of random numbers.
+            seed: seed.map(|seed| seed as u64).or(base.seed),
+            stop: stop.unwrap_or_else(|| base.stop.clone()),
+            stop_token_ids: match self.stop_token_ids {
+                Some(ids) => ids.iter().map(|id| id.token_id("stop_token_ids")).collect::<Result<_>>()?,
+                None => base.stop_token_ids.clone(),
+            },
+            ignore_eos: self.ignore_eos.unwrap_or(base.ignore_eos),
+            logprobs: count("logprobs", self.logprobs.as_ref())?.unwrap_or(base.logprobs),
         })
     }
 }
@@ -167,30 +167,31 @@ impl Generator {
 #[pymethods]
 impl Generator {
     #[new]
-    #[pyo3(signature = (model, *, max_new_tokens = 256, temperature = None, top_k = None, top_p = None, min_p = None,
-                        repetition_penalty = None, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
-                        seed = None, stop = None, stop_token_ids = None, ignore_eos = false, logprobs = 0, adapter = None))]
+    #[pyo3(signature = (model, *, max_new_tokens: "SupportsIndex | None" = 256, temperature = None, top_k = None,
+                        top_p = None, min_p = None, repetition_penalty = None, presence_penalty = 0.0,
+                        frequency_penalty = 0.0, logit_bias = None, seed = None, stop = None, stop_token_ids = None,
+                        ignore_eos = false, logprobs: "SupportsIndex | None" = 0, adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
         model: Py<Model>,
-        max_new_tokens: Option<i64>,
+        #[pyo3(from_py_with = named::max_new_tokens)] max_new_tokens: Option<i64>,
         temperature: Option<f32>,
-        top_k: Option<i64>,
+        top_k: Option<Whole>,
         top_p: Option<f32>,
         min_p: Option<f32>,
         repetition_penalty: Option<f32>,
         presence_penalty: Option<f32>,
         frequency_penalty: Option<f32>,
-        logit_bias: Option<BTreeMap<u32, f32>>,
-        seed: Option<i64>,
+        logit_bias: Option<BTreeMap<Whole, f32>>,
+        seed: Option<Whole>,
         stop: Option<Stop>,
-        stop_token_ids: Option<Vec<u32>>,
+        stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
-        logprobs: Option<i64>,
+        #[pyo3(from_py_with = named::logprobs)] logprobs: Option<i64>,
         adapter: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let keywords = Keywords {
-            max_new_tokens,
+            max_new_tokens: max_new_tokens.map(Whole::Small),
             temperature,
             top_k,
             top_p,
@@ -203,7 +204,7 @@ impl Generator {
             stop,
             stop_token_ids,
             ignore_eos,
-            logprobs,
+            logprobs: logprobs.map(Whole::Small),
         };
         let options = keywords.over(&GenerationOptions::default())?;
         let core = model.get().get()?;
@@ -247,26 +248,27 @@ impl Generator {
     ///     OutOfMemoryError: The request would exceed the model's ``memory_limit_bytes``.
     #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
                         repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
-                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None,
+                        adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn generate<'py>(
         &self,
         py: Python<'py>,
         prompt: &Bound<'py, PyAny>,
-        max_new_tokens: Option<i64>,
+        max_new_tokens: Option<Whole>,
         temperature: Option<f32>,
-        top_k: Option<i64>,
+        top_k: Option<Whole>,
         top_p: Option<f32>,
         min_p: Option<f32>,
         repetition_penalty: Option<f32>,
         presence_penalty: Option<f32>,
         frequency_penalty: Option<f32>,
-        logit_bias: Option<BTreeMap<u32, f32>>,
-        seed: Option<i64>,
+        logit_bias: Option<BTreeMap<Whole, f32>>,
+        seed: Option<Whole>,
         stop: Option<Stop>,
-        stop_token_ids: Option<Vec<u32>>,
+        stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
-        logprobs: Option<i64>,
+        logprobs: Option<Whole>,
         adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let keywords = Keywords {
@@ -327,26 +329,27 @@ impl Generator {
     ///     ContextLengthError: The prompt leaves no room for a token.
     #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
                         repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
-                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None,
+                        adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn stream(
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        max_new_tokens: Option<i64>,
+        max_new_tokens: Option<Whole>,
         temperature: Option<f32>,
-        top_k: Option<i64>,
+        top_k: Option<Whole>,
         top_p: Option<f32>,
         min_p: Option<f32>,
         repetition_penalty: Option<f32>,
         presence_penalty: Option<f32>,
         frequency_penalty: Option<f32>,
-        logit_bias: Option<BTreeMap<u32, f32>>,
-        seed: Option<i64>,
+        logit_bias: Option<BTreeMap<Whole, f32>>,
+        seed: Option<Whole>,
         stop: Option<Stop>,
-        stop_token_ids: Option<Vec<u32>>,
+        stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
-        logprobs: Option<i64>,
+        logprobs: Option<Whole>,
         adapter: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<TokenStream> {
         let keywords = Keywords {
@@ -407,26 +410,27 @@ impl Generator {
     ///     A coroutine that gives a ``Generation``, or a list of them. Cancelling it cancels the generation.
     #[pyo3(signature = (prompt, *, max_new_tokens = None, temperature = None, top_k = None, top_p = None, min_p = None,
                         repetition_penalty = None, presence_penalty = None, frequency_penalty = None, logit_bias = None,
-                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None, adapter = None))]
+                        seed = None, stop = None, stop_token_ids = None, ignore_eos = None, logprobs = None,
+                        adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn agenerate<'py>(
         &self,
         py: Python<'py>,
         prompt: &Bound<'py, PyAny>,
-        max_new_tokens: Option<i64>,
+        max_new_tokens: Option<Whole>,
         temperature: Option<f32>,
-        top_k: Option<i64>,
+        top_k: Option<Whole>,
         top_p: Option<f32>,
         min_p: Option<f32>,
         repetition_penalty: Option<f32>,
         presence_penalty: Option<f32>,
         frequency_penalty: Option<f32>,
-        logit_bias: Option<BTreeMap<u32, f32>>,
-        seed: Option<i64>,
+        logit_bias: Option<BTreeMap<Whole, f32>>,
+        seed: Option<Whole>,
         stop: Option<Stop>,
-        stop_token_ids: Option<Vec<u32>>,
+        stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
-        logprobs: Option<i64>,
+        logprobs: Option<Whole>,
         adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let keywords = Keywords {

@@ -6,6 +6,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::convert;
 use super::settings::Names;
+use super::whole::{Whole, named};
 use crate::adapter::{BiasMode, Initialisation, Modules};
 use crate::{Error, Result, adapter};
 
@@ -19,8 +20,8 @@ enum Start {
 /// One layer's number, or a list of them.
 #[derive(FromPyObject)]
 enum Layers {
-    One(i64),
-    Many(Vec<i64>),
+    One(Whole),
+    Many(Vec<Whole>),
 }
 
 /// What is adapted, and how: LoRA, rsLoRA or DoRA, in the words of PEFT's ``LoraConfig``.
@@ -113,11 +114,7 @@ fn layer_numbers(given: Option<Layers>) -> Result<Option<Vec<usize>>> {
         Some(Layers::One(number)) => vec![number],
         Some(Layers::Many(numbers)) => numbers,
     };
-    let count = |number: &i64| {
-        usize::try_from(*number)
-            .map_err(|_| Error::argument("layers_to_transform", number, "numbers of layers, from 0"))
-    };
-    numbers.iter().map(count).collect::<Result<_>>().map(Some)
+    numbers.iter().map(|number| number.count("layers_to_transform")).collect::<Result<_>>().map(Some)
 }
 
 fn bias_mode(name: &str) -> Result<BiasMode> {
@@ -143,13 +140,13 @@ fn start(given: &Start) -> Result<Initialisation> {
 #[pymethods]
 impl LoraConfig {
     #[new]
-    #[pyo3(signature = (rank = 8, *, alpha = 16.0, dropout = 0.0, target_modules = None, exclude_modules = None,
-                        use_rslora = false, use_dora = false, rank_pattern = None, alpha_pattern = None,
-                        layers_to_transform = None, layers_pattern = None, modules_to_save = None, bias = "none",
-                        lora_bias = false, init_lora_weights = Start::Default(true)))]
+    #[pyo3(signature = (rank: "SupportsIndex" = 8, *, alpha = 16.0, dropout = 0.0, target_modules = None,
+                        exclude_modules = None, use_rslora = false, use_dora = false, rank_pattern = None,
+                        alpha_pattern = None, layers_to_transform = None, layers_pattern = None, modules_to_save = None,
+                        bias = "none", lora_bias = false, init_lora_weights = Start::Default(true)))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
-        rank: i64,
+        #[pyo3(from_py_with = named::rank)] rank: i64,
         alpha: f64,
         dropout: f64,
         target_modules: Option<Names>,
@@ -175,7 +172,7 @@ impl LoraConfig {
             use_rslora,
             use_dora,
             rank_pattern: patterns("rank_pattern", rank_pattern, |value| {
-                Ok(rank_of("rank_pattern", value.extract()?)?)
+                Ok(rank_of("rank_pattern", value.extract::<Whole>()?.number("rank_pattern")?)?)
             })?,
             alpha_pattern: patterns("alpha_pattern", alpha_pattern, |value| value.extract())?,
             layers_to_transform: layer_numbers(layers_to_transform)?,

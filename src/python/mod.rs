@@ -24,6 +24,7 @@ mod stream;
 mod tokenizer;
 mod trainer;
 mod training;
+mod whole;
 
 use pyo3::prelude::*;
 

@@ -10,6 +10,7 @@ use pyo3::types::{PyBool, PyString, PyTuple};
 use super::embedder::Embedder;
 use super::enter::enter;
 use super::model::Model;
+use super::whole::named;
 use crate::adapter::{self, ActiveGuard, AdapterChoice, AdapterFile, Lease};
 use crate::nn::AdapterSet;
 use crate::{Error, Result, models};
@@ -188,11 +189,15 @@ impl AdapterRegistry {
 #[pymethods]
 impl AdapterRegistry {
     #[new]
-    #[pyo3(signature = (model, *, max_adapters = 16))]
-    fn new(model: &Bound<'_, PyAny>, max_adapters: usize) -> PyResult<Self> {
-        if max_adapters == 0 {
-            return Err(Error::argument("max_adapters", 0, "at least 1").into());
-        }
+    #[pyo3(signature = (model, *, max_adapters: "SupportsIndex" = 16))]
+    fn new(
+        model: &Bound<'_, PyAny>,
+        #[pyo3(from_py_with = named::max_adapters)] max_adapters: i64,
+    ) -> PyResult<Self> {
+        let max_adapters = match usize::try_from(max_adapters) {
+            Ok(most) if most > 0 => most,
+            _ => return Err(Error::argument("max_adapters", max_adapters, "at least 1").into()),
+        };
         let host = match model.cast::<Embedder>() {
             Ok(embedder) => Host::Embedder(embedder.clone().unbind()),
             Err(_) => Host::Model(model.cast::<Model>()?.clone().unbind()),

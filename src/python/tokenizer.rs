@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use super::convert;
 use super::enter::enter;
+use super::whole::Whole;
 use crate::Error;
 use crate::tokenizer::{self, ChatOptions};
 
@@ -84,8 +85,8 @@ impl Tokenizer {
     }
 
     /// The vocabulary's spelling of an id, or None.
-    fn id_to_token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+    fn id_to_token(&self, id: Whole) -> Option<String> {
+        self.inner.id_to_token(id.token_id("id").ok()?)
     }
 
     /// Number of tokens, added ones included.
@@ -209,7 +210,8 @@ impl DecodeStream {
     ///
     /// Raises:
     ///     InvalidArgumentError: The id is not in the vocabulary.
-    fn step(&self, id: u32) -> PyResult<String> {
+    fn step(&self, id: Whole) -> PyResult<String> {
+        let id = id.token_id("id")?;
         self.with(|stream| stream.step(id))
     }
 

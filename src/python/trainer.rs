@@ -15,6 +15,7 @@ use super::model::Model;
 use super::registry::{Adapter, to_continue};
 use super::rows::{Limit, evaluation_data, training_data};
 use super::training::{Keywords, Recompute, check_start, only_one_start};
+use super::whole::{Whole, named};
 use crate::train::{self, TrainerOptions};
 use crate::{Error, Result};
 
@@ -168,13 +169,14 @@ impl Trainer {
 #[pymethods]
 impl Trainer {
     #[new]
-    #[pyo3(signature = (model, train_dataset, *, eval_dataset = None, lora = None, adapter = None,
-                        learning_rate = 1e-4, schedule = "cosine", warmup_steps = 0, min_learning_rate = 0.0,
-                        batch_size = 4, gradient_accumulation_steps = 1, epochs = 1, max_steps = None,
-                        max_length = 1024, packing = true, weight_decay = 0.01, betas = [0.9, 0.999], eps = 1e-8,
-                        max_grad_norm = 1.0, label_smoothing = 0.0, gradient_checkpointing = Recompute::auto(),
-                        seed = 0, shuffle = true, eval_steps = None, early_stopping_patience = None, save_dir = None,
-                        save_steps = None, keep_last = 3, show_progress_bar = None))]
+    #[pyo3(signature = (model, train_dataset, *, eval_dataset = None, lora = None, adapter = None, learning_rate = 1e-4,
+                        schedule = "cosine", warmup_steps: "SupportsIndex" = 0, min_learning_rate = 0.0,
+                        batch_size: "SupportsIndex" = 4, gradient_accumulation_steps: "SupportsIndex" = 1,
+                        epochs: "SupportsIndex" = 1, max_steps = None, max_length: "SupportsIndex" = 1024,
+                        packing = true, weight_decay = 0.01, betas = [0.9, 0.999], eps = 1e-8, max_grad_norm = 1.0,
+                        label_smoothing = 0.0, gradient_checkpointing = Recompute::auto(), seed: "SupportsIndex" = 0,
+                        shuffle = true, eval_steps = None, early_stopping_patience = None, save_dir = None,
+                        save_steps = None, keep_last: "SupportsIndex" = 3, show_progress_bar = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
         py: Python<'_>,
@@ -185,13 +187,13 @@ impl Trainer {
         adapter: Option<&Bound<'_, PyAny>>,
         learning_rate: f64,
         schedule: &str,
-        warmup_steps: i64,
+        #[pyo3(from_py_with = named::warmup_steps)] warmup_steps: i64,
         min_learning_rate: f64,
-        batch_size: i64,
-        gradient_accumulation_steps: i64,
-        epochs: i64,
-        max_steps: Option<i64>,
-        max_length: i64,
+        #[pyo3(from_py_with = named::batch_size)] batch_size: i64,
+        #[pyo3(from_py_with = named::gradient_accumulation_steps)] gradient_accumulation_steps: i64,
+        #[pyo3(from_py_with = named::epochs)] epochs: i64,
+        max_steps: Option<Whole>,
+        #[pyo3(from_py_with = named::max_length)] max_length: i64,
         packing: bool,
         weight_decay: f64,
         betas: [f64; 2],
@@ -199,25 +201,25 @@ impl Trainer {
         max_grad_norm: Option<f64>,
         label_smoothing: f64,
         gradient_checkpointing: Recompute,
-        seed: i64,
+        #[pyo3(from_py_with = named::seed)] seed: i64,
         shuffle: bool,
-        eval_steps: Option<i64>,
-        early_stopping_patience: Option<i64>,
+        eval_steps: Option<Whole>,
+        early_stopping_patience: Option<Whole>,
         save_dir: Option<PathBuf>,
-        save_steps: Option<i64>,
-        keep_last: i64,
+        save_steps: Option<Whole>,
+        #[pyo3(from_py_with = named::keep_last)] keep_last: i64,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Self> {
         let keywords = Keywords {
             learning_rate: Some(learning_rate),
             schedule: Some(schedule),
-            warmup_steps: Some(warmup_steps),
+            warmup_steps: Some(Whole::Small(warmup_steps)),
             min_learning_rate: Some(min_learning_rate),
-            batch_size: Some(batch_size),
-            gradient_accumulation_steps: Some(gradient_accumulation_steps),
-            epochs: Some(epochs),
+            batch_size: Some(Whole::Small(batch_size)),
+            gradient_accumulation_steps: Some(Whole::Small(gradient_accumulation_steps)),
+            epochs: Some(Whole::Small(epochs)),
             max_steps,
-            max_length: Some(max_length),
+            max_length: Some(Whole::Small(max_length)),
             packing: Some(packing),
             weight_decay: Some(weight_decay),
             betas: Some(betas),
@@ -225,13 +227,13 @@ impl Trainer {
             max_grad_norm,
             label_smoothing: Some(label_smoothing),
             gradient_checkpointing: Some(gradient_checkpointing),
-            seed: Some(seed),
+            seed: Some(Whole::Small(seed)),
             shuffle: Some(shuffle),
             eval_steps,
             early_stopping_patience,
             save_dir,
             save_steps,
-            keep_last: Some(keep_last),
+            keep_last: Some(Whole::Small(keep_last)),
         };
         let mut options = TrainerOptions { max_grad_norm: None, ..TrainerOptions::default() };
         keywords.apply(&mut options)?;
@@ -315,11 +317,11 @@ impl Trainer {
     #[staticmethod]
     #[pyo3(signature = (model, directory, train_dataset, *, eval_dataset = None, lora = None, adapter = None,
                         learning_rate = None, schedule = None, warmup_steps = None, min_learning_rate = None,
-                        batch_size = None, gradient_accumulation_steps = None, epochs = None, max_steps = None, max_length = None,
-                        packing = None, weight_decay = None, betas = None, eps = None, max_grad_norm = None,
-                        label_smoothing = None, gradient_checkpointing = None, seed = None, shuffle = None,
-                        eval_steps = None, early_stopping_patience = None, save_dir = None, save_steps = None,
-                        keep_last = None, show_progress_bar = None))]
+                        batch_size = None, gradient_accumulation_steps = None, epochs = None, max_steps = None,
+                        max_length = None, packing = None, weight_decay = None, betas = None, eps = None,
+                        max_grad_norm = None, label_smoothing = None, gradient_checkpointing = None, seed = None,
+                        shuffle = None, eval_steps = None, early_stopping_patience = None, save_dir = None,
+                        save_steps = None, keep_last = None, show_progress_bar = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn resume(
         py: Python<'_>,
@@ -331,13 +333,13 @@ impl Trainer {
         adapter: Option<&Bound<'_, PyAny>>,
         learning_rate: Option<f64>,
         schedule: Option<&str>,
-        warmup_steps: Option<i64>,
+        warmup_steps: Option<Whole>,
         min_learning_rate: Option<f64>,
-        batch_size: Option<i64>,
-        gradient_accumulation_steps: Option<i64>,
-        epochs: Option<i64>,
-        max_steps: Option<i64>,
-        max_length: Option<i64>,
+        batch_size: Option<Whole>,
+        gradient_accumulation_steps: Option<Whole>,
+        epochs: Option<Whole>,
+        max_steps: Option<Whole>,
+        max_length: Option<Whole>,
         packing: Option<bool>,
         weight_decay: Option<f64>,
         betas: Option<[f64; 2]>,
@@ -345,13 +347,13 @@ impl Trainer {
         max_grad_norm: Option<f64>,
         label_smoothing: Option<f64>,
         gradient_checkpointing: Option<Recompute>,
-        seed: Option<i64>,
+        seed: Option<Whole>,
         shuffle: Option<bool>,
-        eval_steps: Option<i64>,
-        early_stopping_patience: Option<i64>,
+        eval_steps: Option<Whole>,
+        early_stopping_patience: Option<Whole>,
         save_dir: Option<PathBuf>,
-        save_steps: Option<i64>,
-        keep_last: Option<i64>,
+        save_steps: Option<Whole>,
+        keep_last: Option<Whole>,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Self> {
         let keywords = Keywords {

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use super::lora::LoraConfig;
 use super::registry::to_continue;
+use super::whole::{Whole, count};
 use crate::train::{Checkpointing, SavedRun, Schedule, TrainerOptions};
 use crate::{Error, Model, Result};
 
@@ -38,13 +39,13 @@ impl Recompute {
 pub(super) struct Keywords<'a> {
     pub(super) learning_rate: Option<f64>,
     pub(super) schedule: Option<&'a str>,
-    pub(super) warmup_steps: Option<i64>,
+    pub(super) warmup_steps: Option<Whole>,
     pub(super) min_learning_rate: Option<f64>,
-    pub(super) batch_size: Option<i64>,
-    pub(super) gradient_accumulation_steps: Option<i64>,
-    pub(super) epochs: Option<i64>,
-    pub(super) max_steps: Option<i64>,
-    pub(super) max_length: Option<i64>,
+    pub(super) batch_size: Option<Whole>,
+    pub(super) gradient_accumulation_steps: Option<Whole>,
+    pub(super) epochs: Option<Whole>,
+    pub(super) max_steps: Option<Whole>,
+    pub(super) max_length: Option<Whole>,
     pub(super) packing: Option<bool>,
     pub(super) weight_decay: Option<f64>,
     pub(super) betas: Option<[f64; 2]>,
@@ -52,13 +53,13 @@ pub(super) struct Keywords<'a> {
     pub(super) max_grad_norm: Option<f64>,
     pub(super) label_smoothing: Option<f64>,
     pub(super) gradient_checkpointing: Option<Recompute>,
-    pub(super) seed: Option<i64>,
+    pub(super) seed: Option<Whole>,
     pub(super) shuffle: Option<bool>,
-    pub(super) eval_steps: Option<i64>,
-    pub(super) early_stopping_patience: Option<i64>,
+    pub(super) eval_steps: Option<Whole>,
+    pub(super) early_stopping_patience: Option<Whole>,
     pub(super) save_dir: Option<PathBuf>,
-    pub(super) save_steps: Option<i64>,
-    pub(super) keep_last: Option<i64>,
+    pub(super) save_steps: Option<Whole>,
+    pub(super) keep_last: Option<Whole>,
 }
 
 /// A keyword that was given takes the place of what there is.
@@ -68,14 +69,9 @@ fn put<T>(place: &mut T, given: Option<T>) {
     }
 }
 
-fn put_count(place: &mut usize, name: &str, given: Option<i64>) -> Result<()> {
-    put(place, count(name, given)?);
+fn put_count(place: &mut usize, name: &str, given: Option<Whole>) -> Result<()> {
+    put(place, count(name, given.as_ref())?);
     Ok(())
-}
-
-fn count(name: &str, given: Option<i64>) -> Result<Option<usize>> {
-    let convert = |value| usize::try_from(value).map_err(|_| Error::argument(name, value, "0 or more"));
-    given.map(convert).transpose()
 }
 
 impl Keywords<'_> {
@@ -89,7 +85,7 @@ impl Keywords<'_> {
         let accumulation = &mut options.gradient_accumulation_steps;
         put_count(accumulation, "gradient_accumulation_steps", self.gradient_accumulation_steps)?;
         put_count(&mut options.epochs, "epochs", self.epochs)?;
-        options.max_steps = count("max_steps", self.max_steps)?.or(options.max_steps);
+        options.max_steps = count("max_steps", self.max_steps.as_ref())?.or(options.max_steps);
         put_count(&mut options.max_length, "max_length", self.max_length)?;
         put(&mut options.packing, self.packing);
         put(&mut options.weight_decay, self.weight_decay);
@@ -99,14 +95,14 @@ impl Keywords<'_> {
         put(&mut options.label_smoothing, self.label_smoothing);
         let recompute = self.gradient_checkpointing.map(|given| given.checkpointing()).transpose()?;
         put(&mut options.gradient_checkpointing, recompute);
-        let seed = |seed| u64::try_from(seed).map_err(|_| Error::argument("seed", seed, "0 or more"));
-        put(&mut options.seed, self.seed.map(seed).transpose()?);
+        put(&mut options.seed, self.seed.map(|seed| seed.unsigned("seed")).transpose()?);
         put(&mut options.shuffle, self.shuffle);
-        options.eval_steps = count("eval_steps", self.eval_steps)?.or(options.eval_steps);
-        options.early_stopping_patience = count("early_stopping_patience", self.early_stopping_patience)?
-            .or(options.early_stopping_patience);
+        options.eval_steps = count("eval_steps", self.eval_steps.as_ref())?.or(options.eval_steps);
+        options.early_stopping_patience =
+            count("early_stopping_patience", self.early_stopping_patience.as_ref())?
+                .or(options.early_stopping_patience);
         options.save_dir = self.save_dir.or(options.save_dir.take());
-        options.save_steps = count("save_steps", self.save_steps)?.or(options.save_steps);
+        options.save_steps = count("save_steps", self.save_steps.as_ref())?.or(options.save_steps);
         put_count(&mut options.keep_last, "keep_last", self.keep_last)
     }
 
