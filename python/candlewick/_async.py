@@ -1,4 +1,4 @@
-"""The coroutine behind ``agenerate``: waiting is Python's, the work is the engine's."""
+"""The coroutines behind ``agenerate`` and ``aencode``: waiting is Python's, the work is the core's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
 
 class Pending(Protocol):
@@ -33,3 +33,26 @@ async def finish(pending: Pending) -> Any:
     except asyncio.CancelledError:
         pending.cancel()
         raise
+
+
+async def fail(error: BaseException) -> Any:
+    """Tell of a mistake where it is awaited.
+
+    Args:
+        error: What is wrong.
+    """
+    raise error
+
+
+async def elsewhere(call: Callable[..., Any], texts: Any, keywords: dict[str, Any]) -> Any:
+    """Do on a thread what is not gathered with the work of others.
+
+    Args:
+        call: What to do.
+        texts: Its argument.
+        keywords: Its keywords.
+
+    Returns:
+        What it gives.
+    """
+    return await asyncio.to_thread(call, texts, **keywords)

@@ -131,13 +131,13 @@ impl Embedder {
     /// ```
     pub fn load(name: &str, options: &EmbedderOptions) -> Result<Self> {
         let encoder = TextEncoder::load(name, &options.load, false)?;
-        let mut modules = Modules::read(encoder.root())?;
+        let mut modules = Modules::read(encoder.root(), encoder.config())?;
         if !options.pooling.is_empty() {
             modules.pooling.modes =
                 options.pooling.iter().map(|name| PoolingMode::from_name(name)).collect::<Result<_>>()?;
         }
-        modules.prompts.extend(options.prompts.clone());
         modules.prompts.complete(name);
+        modules.prompts.extend(options.prompts.clone());
         if let Some(name) = &options.default_prompt_name {
             modules.prompts.default = Some(name.clone());
         }
@@ -147,7 +147,8 @@ impl Embedder {
             true => encoder.tokenizer().lowercased()?,
             false => encoder.tokenizer().clone(),
         };
-        let max_length = max_length(&encoder, &tokenizer, options.max_length, modules.max_length)?;
+        let special = tokenizer.special_tokens(false);
+        let max_length = max_length(&encoder, special, options.max_length, modules.max_length)?;
         let truncate_dim = options.truncate_dim.or(modules.truncate_dim);
         let full = modules.dimension(encoder.hidden_size())?;
         let dimension = kept(truncate_dim, full)?;
@@ -385,23 +386,32 @@ fn kept(truncate_dim: Option<usize>, full: usize) -> Result<usize> {
 }
 
 /// The caller's limit, else the repository's, else the tokenizer's; never more than the backbone can number.
+///
+/// # Errors
+/// For a limit that leaves no room for the `special` tokens around a text.
 pub(super) fn max_length(
     encoder: &TextEncoder,
-    tokenizer: &Tokenizer,
+    special: usize,
     asked: Option<usize>,
     configured: Option<usize>,
 ) -> Result<usize> {
-    let most = encoder.max_tokens();
-    if let Some(asked) = asked
-        && (asked == 0 || asked > most)
-    {
-        return Err(Error::argument(
-            "max_length",
-            asked,
-            format!("1 to {most}, which the model was made for"),
-        ));
+    let (least, most) = (special.max(1), encoder.max_tokens());
+    if let Some(asked) = asked {
+        if asked < least || asked > most {
+            let allowed = format!("{least} to {most}, which the model was made for");
+            return Err(Error::argument("max_length", asked, allowed));
+        }
+        return Ok(asked);
     }
-    let limit = asked.or(configured).or(tokenizer.model_max_length()).unwrap_or(most);
+    let (field, limit) = match (configured, encoder.tokenizer().model_max_length()) {
+        (Some(limit), _) => ("max_seq_length", limit),
+        (None, Some(limit)) => ("model_max_length", limit),
+        (None, None) => return Ok(most),
+    };
+    if limit < least {
+        let reason = format!("got {limit}, expected {least} or more, which stand around every text");
+        return Err(Error::config("the tokenizer's configuration", field, reason));
+    }
     Ok(limit.min(most))
 }
 

@@ -1,7 +1,8 @@
 //! What a repository in sentence-transformers layout says: pooling, further modules, prompts, limits.
 //!
-//! It reads both spellings, that of versions 2 to 5 and that of version 6. A repository without `modules.json` means
-//! mean pooling and nothing else.
+//! It reads both spellings, that of versions 2 to 5 and that of version 6. A repository without `modules.json`, or one
+//! that says it is something else than an embedding model, means pooling and nothing else: the last token's state where
+//! the model was made to continue texts, else the mean.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,7 @@ use super::pooling::{Pooling, PoolingMode};
 use super::prompts::Prompts;
 use super::similarity::Similarity;
 use crate::checkpoint::read_json;
-use crate::models::{Fields, Projection};
+use crate::models::{Fields, ListedModule, Projection, listed_modules};
 use crate::{Error, Result};
 
 /// A step after pooling.
@@ -34,10 +35,11 @@ pub(super) struct Modules {
 }
 
 impl Modules {
-    /// Reads the modules of the repository at `root`.
-    pub(super) fn read(root: &Path) -> Result<Self> {
+    /// Reads the modules of the repository at `root`, whose transformer has the configuration `config`.
+    pub(super) fn read(root: &Path, config: &Value) -> Result<Self> {
+        let mode = if continues_texts(config) { PoolingMode::LastToken } else { PoolingMode::Mean };
         let mut modules = Self {
-            pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
+            pooling: Pooling { modes: vec![mode], include_prompt: true },
             after: Vec::new(),
             prompts: Prompts::default(),
             similarity: Similarity::default(),
@@ -45,8 +47,15 @@ impl Modules {
             max_length: None,
             lower_case: false,
         };
-        modules.read_list(root)?;
-        modules.read_general(root)?;
+        if let Some(list) = listed_modules(root)?
+            && General::read(root)?.is_for("SentenceTransformer", "SentenceTransformer")
+        {
+            modules.pooling.modes = vec![PoolingMode::Mean];
+            for (index, module) in list.iter().enumerate() {
+                modules.add(module, index)?;
+            }
+            modules.read_general(root)?;
+        }
         Ok(modules)
     }
 
@@ -70,38 +79,16 @@ impl Modules {
         Ok(width)
     }
 
-    fn read_list(&mut self, root: &Path) -> Result<()> {
-        let path = root.join("modules.json");
-        if !path.is_file() {
-            return self.read_transformer(root);
-        }
-        let list = read_json(&path)?;
-        let entries = list.as_array().ok_or_else(|| Error::config("modules.json", "", "is not a list"))?;
-        for (index, entry) in entries.iter().enumerate() {
-            let text = |field: &str| entry.get(field).and_then(Value::as_str);
-            let (Some(kind), Some(folder)) = (text("type"), text("path")) else {
-                let reason = format!("entry {index} has no type or no path");
-                return Err(Error::config("modules.json", "", reason));
-            };
-            if folder.split(['/', '\\']).any(|part| part == "..") || Path::new(folder).is_absolute() {
-                let reason = format!("{folder:?} lies outside of the repository");
-                return Err(Error::config("modules.json", "path", reason));
-            }
-            self.add(kind, &root.join(folder), index)?;
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, kind: &str, folder: &Path, index: usize) -> Result<()> {
-        // Old and new libraries keep their classes in different packages.
-        match (kind.rsplit('.').next().unwrap_or_default(), index) {
+    fn add(&mut self, module: &ListedModule, index: usize) -> Result<()> {
+        let folder = &module.folder;
+        match (module.kind.as_str(), index) {
             ("Transformer", 0) => self.read_transformer(folder)?,
             ("Pooling", 1) => self.pooling = read_pooling(folder)?,
             ("Dense", 2..) => self.after.push(Module::Projection(Projection::dense(folder)?)),
             ("LayerNorm", 2..) => self.after.push(Module::Projection(Projection::norm(folder)?)),
             ("Normalize", 2..) => self.after.push(Module::Normalize),
             ("Dropout", 2..) => {}
-            _ => {
+            (kind, _) => {
                 let reason = format!(
                     "{kind:?} at place {index} is not supported; a Transformer, Pooling, and then Dense, LayerNorm, \
                      Normalize and Dropout are"
@@ -129,19 +116,45 @@ impl Modules {
         Ok(())
     }
 
-    /// `config_sentence_transformers.json`.
     fn read_general(&mut self, root: &Path) -> Result<()> {
-        let path = root.join("config_sentence_transformers.json");
-        if !path.is_file() {
-            return Ok(());
+        let general = General::read(root)?;
+        let fields = Fields::new(&general.file, &general.config)?;
+        self.prompts = general.prompts()?;
+        self.truncate_dim = fields.count("truncate_dim")?.filter(|dim| *dim > 0);
+        if let Some(name) = fields.text("similarity_fn_name")? {
+            self.similarity = Similarity::from_name(name)
+                .map_err(|error| fields.error("similarity_fn_name", error.to_string()))?;
         }
-        let (config, file) = (read_json(&path)?, path.display().to_string());
-        let fields = Fields::new(&file, &config)?;
+        Ok(())
+    }
+}
+
+/// `config_sentence_transformers.json`, or an empty object.
+pub(super) struct General {
+    pub(super) config: Value,
+    pub(super) file: String,
+}
+
+impl General {
+    pub(super) fn read(root: &Path) -> Result<Self> {
+        let path = root.join("config_sentence_transformers.json");
+        let config = if path.is_file() { read_json(&path)? } else { Value::Object(Map::new()) };
+        Ok(Self { config, file: path.display().to_string() })
+    }
+
+    /// Whether the repository is of this kind; one that does not say is of the `usual`.
+    pub(super) fn is_for(&self, kind: &str, usual: &str) -> bool {
+        self.config.get("model_type").and_then(Value::as_str).unwrap_or(usual) == kind
+    }
+
+    pub(super) fn prompts(&self) -> Result<Prompts> {
+        let fields = Fields::new(&self.file, &self.config)?;
+        let mut found = Prompts::default();
         let empty = Map::new();
-        let prompts = config.get("prompts").and_then(Value::as_object).unwrap_or(&empty);
+        let prompts = self.config.get("prompts").and_then(Value::as_object).unwrap_or(&empty);
         for (name, prompt) in prompts {
             match prompt {
-                Value::String(prompt) => self.prompts.named.push((name.clone(), prompt.clone())),
+                Value::String(prompt) => found.named.push((name.clone(), prompt.clone())),
                 Value::Null => {}
                 other => {
                     return Err(
@@ -150,14 +163,16 @@ impl Modules {
                 }
             }
         }
-        self.prompts.default = fields.text("default_prompt_name")?.map(str::to_owned);
-        self.truncate_dim = fields.count("truncate_dim")?.filter(|dim| *dim > 0);
-        if let Some(name) = fields.text("similarity_fn_name")? {
-            self.similarity = Similarity::from_name(name)
-                .map_err(|error| fields.error("similarity_fn_name", error.to_string()))?;
-        }
-        Ok(())
+        found.default = fields.text("default_prompt_name")?.map(str::to_owned);
+        Ok(found)
     }
+}
+
+/// Whether the model was made to continue texts, each token seeing only those before it.
+fn continues_texts(config: &Value) -> bool {
+    let first = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+    let causal = config.get("is_causal").is_none_or(|causal| causal == &Value::Bool(true));
+    causal && first.is_some_and(|name| name.ends_with("ForCausalLM"))
 }
 
 fn read_pooling(folder: &Path) -> Result<Pooling> {
@@ -174,6 +189,9 @@ fn read_pooling(folder: &Path) -> Result<Pooling> {
         }
         _ => old_modes(&fields)?,
     };
+    if modes.is_empty() {
+        return Err(fields.error("pooling_mode", "is an empty list, expected one mode or more"));
+    }
     Ok(Pooling { modes, include_prompt: fields.flag_or("include_prompt", true)? })
 }
 

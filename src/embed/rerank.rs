@@ -6,7 +6,9 @@ use serde_json::Value;
 
 use super::batching::{Runner, Truncation, Watch};
 use super::embedder::max_length;
-use crate::models::{LoadOptions, TextEncoder};
+use super::modules::General;
+use super::prompts::{Prompts, Role};
+use crate::models::{Fields, LoadOptions, TextEncoder, TorchActivation, listed_modules};
 use crate::tokenizer::{EncodedText, Tokenizer};
 use crate::{Error, Result};
 
@@ -19,17 +21,13 @@ pub struct RerankerOptions {
     pub max_length: Option<usize>,
 }
 
-/// What is done with the scores of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Activation {
-    Identity,
-    Sigmoid,
-}
-
 /// How one call differs from the usual.
 #[derive(Debug, Clone, Default)]
 pub struct PredictOptions {
-    /// `"sigmoid"` or `"identity"`; `None` means as the repository says, else a sigmoid for one label.
+    /// What goes before the first text of every pair; see [`Reranker::prompt`].
+    pub prompt: String,
+    /// A class of torch such as `"sigmoid"`, `"identity"` or `"softmax"`; `None` means as the repository says, else a
+    /// sigmoid for one label.
     pub activation: Option<String>,
     /// Whether the scores of several labels become probabilities.
     pub softmax: bool,
@@ -68,7 +66,8 @@ pub struct Reranker {
 struct Inner {
     encoder: TextEncoder,
     max_length: usize,
-    activation: Activation,
+    activation: TorchActivation,
+    prompts: Prompts,
 }
 
 impl std::fmt::Debug for Reranker {
@@ -82,12 +81,17 @@ impl Reranker {
     ///
     /// # Errors
     /// As [`Embedder::load`](super::Embedder::load); [`Error::UnsupportedModel`] where candlewick has no head for its
-    /// architecture, [`Error::InvalidCheckpoint`] where the checkpoint has none.
+    /// architecture, [`Error::InvalidCheckpoint`] where the checkpoint has none, [`Error::InvalidConfig`] for modules and
+    /// activations that are not supported.
     pub fn load(name: &str, options: &RerankerOptions) -> Result<Self> {
         let encoder = TextEncoder::load(name, &options.load, true)?;
-        let max_length = max_length(&encoder, encoder.tokenizer(), options.max_length, None)?;
-        let activation = default_activation(encoder.config(), encoder.labels());
-        Ok(Self { inner: Arc::new(Inner { encoder, max_length, activation }) })
+        let special = encoder.tokenizer().special_tokens(true);
+        let max_length = max_length(&encoder, special, options.max_length, None)?;
+        let general = general(&encoder)?;
+        let prompts = general.prompts()?;
+        prompts.choose(Role::Plain, None, None)?;
+        let activation = default_activation(&general, encoder.config(), encoder.labels())?;
+        Ok(Self { inner: Arc::new(Inner { encoder, max_length, activation, prompts }) })
     }
 
     /// Scores of pairs, in their order.
@@ -105,12 +109,10 @@ impl Reranker {
         inner.encoder.check_process()?;
         let activation = match options.activation.as_deref() {
             None => inner.activation,
-            Some("identity") => Activation::Identity,
-            Some("sigmoid") => Activation::Sigmoid,
-            Some(other) => {
-                let allowed = "\"identity\" or \"sigmoid\"";
-                return Err(Error::argument("activation", format!("{other:?}"), allowed));
-            }
+            Some(name) => TorchActivation::from_name(name).ok_or_else(|| {
+                let known = TorchActivation::names().collect::<Vec<_>>().join(", ");
+                Error::argument("activation", format!("{name:?}"), format!("one of {known}"))
+            })?,
         };
         if options.batch_size == Some(0) {
             return Err(Error::argument("batch_size", 0, "1 or more"));
@@ -127,14 +129,24 @@ impl Reranker {
             watch,
         };
         let tokenize = |inputs: &[usize]| -> Result<Vec<EncodedText>> {
-            let pairs: Vec<(&str, &str)> =
-                inputs.iter().map(|input| (pairs[*input].0.as_ref(), pairs[*input].1.as_ref())).collect();
+            let prompted: Vec<String> = inputs
+                .iter()
+                .map(|input| format!("{}{}", options.prompt, pairs[*input].0.as_ref()))
+                .collect();
+            let pairs: Vec<(&str, &str)> = inputs
+                .iter()
+                .zip(&prompted)
+                .map(|(input, prompted)| (prompted.as_str(), pairs[*input].1.as_ref()))
+                .collect();
             inner.encoder.tokenizer().encode_pair_batch(&pairs, Some(inner.max_length))
         };
         runner.run(&bytes, tokenize, |passed| {
             let scores = inner.encoder.scores(&passed.hidden, passed.pass)?.to_vec2::<f32>()?;
             for (input, mut scores) in passed.inputs.iter().zip(scores) {
-                activate(&mut scores, activation, options.softmax);
+                activation.apply(&mut scores, labels);
+                if options.softmax && labels > 1 {
+                    TorchActivation::SOFTMAX.apply(&mut scores, labels);
+                }
                 values[input * labels..(input + 1) * labels].copy_from_slice(&scores);
             }
             Ok(())
@@ -165,6 +177,24 @@ impl Reranker {
         Ok(ranked)
     }
 
+    /// What goes before the first text of every pair: `prompt` itself, the one called `name`, or the default.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a name that is not among the prompts.
+    pub fn prompt(&self, name: Option<&str>, prompt: Option<&str>) -> Result<String> {
+        self.inner.prompts.choose(Role::Plain, name, prompt)
+    }
+
+    /// Prompts by name.
+    pub fn prompts(&self) -> &[(String, String)] {
+        &self.inner.prompts.named
+    }
+
+    /// The name of the prompt that is used where none is named.
+    pub fn default_prompt_name(&self) -> Option<&str> {
+        self.inner.prompts.default.as_deref()
+    }
+
     /// Number of labels.
     pub fn labels(&self) -> usize {
         self.inner.encoder.labels()
@@ -186,33 +216,34 @@ impl Reranker {
     }
 }
 
-/// What the configuration names, in the words of either version of sentence-transformers; a sigmoid for one label.
-fn default_activation(config: &Value, labels: usize) -> Activation {
-    let named = config
-        .get("sentence_transformers")
-        .and_then(|section| section.get("activation_fn"))
-        .or_else(|| config.get("sbert_ce_default_activation_function"))
-        .and_then(Value::as_str);
-    match named.and_then(|path| path.rsplit('.').next()) {
-        Some("Identity") => Activation::Identity,
-        Some("Sigmoid") => Activation::Sigmoid,
-        other => {
-            if let Some(name) = other {
-                log::warn!("the activation {name:?} of the configuration is not known; using the usual one");
+/// What the repository says beside its model, where it says that it is a cross-encoder.
+fn general(encoder: &TextEncoder) -> Result<General> {
+    let general = General::read(encoder.root())?;
+    match listed_modules(encoder.root())? {
+        Some(list) if general.is_for("CrossEncoder", "") => {
+            if let Some(module) = list.get(1) {
+                let reason = format!("{:?} is not supported; a Transformer with its head is", module.kind);
+                return Err(Error::config("modules.json", "type", reason));
             }
-            if labels == 1 { Activation::Sigmoid } else { Activation::Identity }
+            Ok(general)
         }
+        _ => Ok(General { config: Value::Object(Default::default()), ..general }),
     }
 }
 
-fn activate(scores: &mut [f32], activation: Activation, softmax: bool) {
-    if activation == Activation::Sigmoid {
-        scores.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
+/// What the configurations name, in the words of each version of sentence-transformers; a sigmoid for one label.
+fn default_activation(general: &General, config: &Value, labels: usize) -> Result<TorchActivation> {
+    const FIELD: &str = "activation_fn";
+    let nested = config.get("sentence_transformers").and_then(|section| section.get(FIELD));
+    let oldest = config.get("sbert_ce_default_activation_function");
+    let within = nested.or(oldest).and_then(Value::as_str);
+    let named = Fields::new(&general.file, &general.config)?.text(FIELD)?;
+    for (file, path) in [(general.file.as_str(), named), ("config.json", within)] {
+        let Some(path) = path else { continue };
+        let found = TorchActivation::from_path(path).map_err(|reason| Error::config(file, FIELD, reason))?;
+        if let Some(found) = found {
+            return Ok(found);
+        }
     }
-    if softmax && scores.len() > 1 {
-        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        scores.iter_mut().for_each(|x| *x = (*x - largest).exp());
-        let total: f32 = scores.iter().sum();
-        scores.iter_mut().for_each(|x| *x /= total);
-    }
+    Ok(if labels == 1 { TorchActivation::SIGMOID } else { TorchActivation::IDENTITY })
 }

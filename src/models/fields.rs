@@ -164,10 +164,8 @@ impl<'a> Fields<'a> {
                 return Err(self.error("hidden_size", reason));
             }
         };
-        if head_dim == 0 || head_dim % 2 != 0 || head_dim > 1 << 14 {
-            return Err(
-                self.error("head_dim", format!("got {head_dim}, expected an even number of at most 16384"))
-            );
+        if head_dim == 0 || head_dim > 1 << 14 {
+            return Err(self.error("head_dim", format!("got {head_dim}, expected 1 to 16384")));
         }
         Ok((heads, kv_heads, head_dim))
     }
@@ -179,6 +177,9 @@ impl<'a> Fields<'a> {
         max_position_embeddings: usize,
         style: RopeStyle,
     ) -> Result<RopeConfig> {
+        if head_dim % 2 != 0 {
+            return Err(self.error("head_dim", format!("got {head_dim}, expected an even number")));
+        }
         let nested = match self.nested("rope_parameters")? {
             Some(parameters) => Some(parameters),
             None => self.nested("rope_scaling")?,

@@ -7,6 +7,8 @@ use candle_core::{DType, Device};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::modules::transformer_folder;
+use super::word_list;
 use crate::checkpoint::gguf::GgufSource;
 use crate::checkpoint::{HubOptions, SafetensorsSource, Wanted, read_json, resolve};
 use crate::tokenizer::{Tokenizer, TokenizerConfig};
@@ -43,11 +45,11 @@ impl Default for LoadOptions {
     }
 }
 
-/// Where the first repositories of sentence-transformers keep the transformer.
-const OLD_TRANSFORMER_FOLDER: &str = "0_Transformer";
-
 /// The name of the model that comes with candlewick.
 pub const BUNDLED: &str = "candlewick/tiny";
+
+/// The tokenizer of a repository.
+const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// What a GGUF file calls its kind of tokenizer.
 const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
@@ -80,9 +82,7 @@ impl Checkpoint {
         if root.is_file() {
             return Self::open_gguf(name, &root);
         }
-        let nested = root.join(OLD_TRANSFORMER_FOLDER);
-        let old_layout = !root.join("config.json").is_file() && nested.join("config.json").is_file();
-        let directory = if old_layout { nested } else { root.clone() };
+        let directory = transformer_folder(&root)?;
         let config_path = directory.join("config.json");
         if !config_path.is_file() {
             let reason = format!("the directory {} has no config.json", directory.display());
@@ -167,7 +167,8 @@ impl Checkpoint {
                 };
                 Tokenizer::from_parts(parts.tokenizer, config)?.with_eos_token_ids(parts.end_token_ids)
             }
-            None => Tokenizer::from_dir(&self.directory)?,
+            None if self.directory.join(TOKENIZER_FILE).is_file() => Tokenizer::from_dir(&self.directory)?,
+            None => word_list::read(&self.directory)?,
         };
         let eos = self.eos_token_ids(Some(&tokenizer));
         Ok(tokenizer.with_eos_token_ids(eos))
@@ -184,13 +185,17 @@ impl Checkpoint {
     }
 
     /// Whether there is a tokenizer at all; a bare checkpoint still serves token ids.
-    pub fn has_tokenizer(&self) -> bool {
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] where the files beside it are malformed.
+    pub fn has_tokenizer(&self) -> Result<bool> {
         const NONE: &str = "none";
         match &self.gguf {
             Some(source) => {
-                source.metadata().string(TOKENIZER_KEY).is_ok_and(|kind| kind.is_some_and(|k| k != NONE))
+                Ok(source.metadata().string(TOKENIZER_KEY).is_ok_and(|kind| kind.is_some_and(|k| k != NONE)))
             }
-            None => self.directory.join("tokenizer.json").is_file(),
+            None if self.directory.join(TOKENIZER_FILE).is_file() => Ok(true),
+            None => word_list::is_there(&self.directory, self.model_type()?),
         }
     }
 }

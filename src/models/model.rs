@@ -88,7 +88,7 @@ impl Model {
             let recipe = recipe.as_ref().filter(|_| device.is_cpu());
             check_memory(checkpoint.tensors.as_ref(), (!stored).then_some(dtype), recipe, limit)?;
         }
-        let tokenizer = if checkpoint.has_tokenizer() { Some(checkpoint.tokenizer()?) } else { None };
+        let tokenizer = if checkpoint.has_tokenizer()? { Some(checkpoint.tokenizer()?) } else { None };
         let loader = Loader::new(checkpoint.tensors.as_ref(), &device, dtype)
             .with_cancel(options.hub.cancel.clone())
             .with_formats_of_the_file(as_stored)

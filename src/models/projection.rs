@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::fields::Fields;
+use super::torch_activation::TorchActivation;
 use crate::checkpoint::{SafetensorsSource, read_json};
-use crate::kernels::gated_act::{Activation, activation};
 use crate::nn::LayerNorm;
 use crate::weight::{Loader, Weight};
 use crate::{Error, Result};
@@ -16,10 +16,18 @@ use crate::{Error, Result};
 /// A function of sentence vectors; computed in f32 on the CPU.
 #[derive(Debug)]
 pub enum Projection {
-    /// `act(x · Wᵀ + b)`.
+    /// `act(x · Wᵀ + b)`, perhaps with `x` or a product of it added.
     Dense(Dense),
     /// A layer norm.
     Norm(LayerNorm, usize),
+}
+
+/// What a dense layer adds to its result.
+#[derive(Debug)]
+enum Residual {
+    None,
+    Input,
+    Matrix(Arc<dyn Weight>),
 }
 
 /// A dense layer.
@@ -27,7 +35,8 @@ pub enum Projection {
 pub struct Dense {
     weight: Arc<dyn Weight>,
     bias: Option<Tensor>,
-    activation: Activation,
+    activation: TorchActivation,
+    residual: Residual,
 }
 
 impl Projection {
@@ -41,19 +50,26 @@ impl Projection {
         for field in ["module_input_name", "module_output_name"] {
             fields.refuse(&[(field, json!("sentence_embedding"))])?;
         }
-        fields.refuse(&[("use_residual", json!(false))])?;
         let (inn, out) = (fields.size("in_features")?, fields.size("out_features")?);
-        let name = fields.text("activation_function")?.unwrap_or("torch.nn.modules.activation.Tanh");
-        let activation = torch_activation(name)
-            .ok_or_else(|| fields.error("activation_function", format!("{name:?} is not supported")))?;
+        let activation = match fields.text("activation_function")? {
+            Some(path) => TorchActivation::from_path(path)
+                .map_err(|reason| fields.error("activation_function", reason))?
+                .unwrap_or(TorchActivation::TANH),
+            None => TorchActivation::TANH,
+        };
         let source = SafetensorsSource::open(folder)?;
         let loader = Loader::new(&source, &Device::Cpu, DType::F32);
         let scope = loader.root().at("linear");
         let weight = scope.matrix("weight", out, inn)?;
         let bias = if fields.flag_or("bias", true)? { Some(scope.tensor("bias", &[out])?) } else { None };
+        let residual = match fields.flag_or("use_residual", false)? {
+            false => Residual::None,
+            true if inn == out => Residual::Input,
+            true => Residual::Matrix(loader.root().at("residual").matrix("weight", out, inn)?),
+        };
         drop(scope);
         loader.finish(|_| false)?;
-        Ok(Self::Dense(Dense { weight, bias, activation }))
+        Ok(Self::Dense(Dense { weight, bias, activation, residual }))
     }
 
     /// Reads a layer norm from its folder.
@@ -84,17 +100,28 @@ impl Projection {
         if vectors.is_empty() || !vectors.len().is_multiple_of(inn) {
             return if vectors.is_empty() { Ok(vectors) } else { Err(misfit(vectors.len(), inn)) };
         }
-        let rows = vectors.len() / inn;
-        let x = Tensor::from_vec(vectors, (rows, inn), &Device::Cpu)?;
+        let count = vectors.len() / inn;
+        let x = Tensor::from_vec(vectors, (count, inn), &Device::Cpu)?;
         let y = match self {
             Self::Dense(dense) => {
-                let y = dense.weight.linear(&x, dense.bias.as_ref())?;
-                activation(&y, dense.activation)?
+                let mut y = rows(&dense.weight.linear(&x, dense.bias.as_ref())?)?;
+                dense.activation.apply(&mut y, dense.weight.shape().0);
+                let y = Tensor::from_vec(y, (count, self.shape().1), &Device::Cpu)?;
+                match &dense.residual {
+                    Residual::None => y,
+                    Residual::Input => (y + x)?,
+                    Residual::Matrix(weight) => (y + weight.matmul(&x)?)?,
+                }
             }
             Self::Norm(norm, _) => norm.forward(&x)?,
         };
-        Ok(y.flatten_all()?.to_vec1()?)
+        rows(&y)
     }
+}
+
+/// The values row by row.
+fn rows(x: &Tensor) -> Result<Vec<f32>> {
+    Ok(x.flatten_all()?.to_vec1()?)
 }
 
 fn misfit(values: usize, width: usize) -> Error {
@@ -104,17 +131,4 @@ fn misfit(values: usize, width: usize) -> Error {
 fn config(folder: &Path) -> Result<(serde_json::Value, String)> {
     let path = folder.join("config.json");
     Ok((read_json(&path)?, path.display().to_string()))
-}
-
-/// The activation that a Python class path names, as sentence-transformers writes it.
-pub fn torch_activation(path: &str) -> Option<Activation> {
-    Some(match path.rsplit('.').next()? {
-        "Identity" => Activation::Identity,
-        "Tanh" => Activation::Tanh,
-        "Sigmoid" => Activation::Sigmoid,
-        "ReLU" => Activation::Relu,
-        "GELU" => Activation::Gelu,
-        "SiLU" => Activation::Silu,
-        _ => return None,
-    })
 }

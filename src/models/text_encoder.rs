@@ -12,7 +12,7 @@ use super::backbone::Backbone;
 use super::classifier::Classifier;
 use super::load::{Checkpoint, LoadOptions};
 use super::model::{check_memory, check_process};
-use super::{ARCHITECTURES, ENCODERS, EncoderArchitecture, Fields, supported};
+use super::{ARCHITECTURES, ENCODERS, EncoderArchitecture, Fields, supported, token_types};
 use crate::nn::{Decoder, Encoder, Linear, Pass};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{Loader, Scope};
@@ -94,8 +94,9 @@ impl TextEncoder {
             let stored = as_stored && device.is_cpu();
             check_memory(checkpoint.tensors.as_ref(), (!stored).then_some(dtype), None, limit)?;
         }
-        if !checkpoint.has_tokenizer() {
-            let reason = "it has no tokenizer.json, which texts need".to_owned();
+        if !checkpoint.has_tokenizer()? {
+            let reason =
+                "it has no tokenizer.json, which texts need (nor a vocab.txt of BERT's kind)".to_owned();
             return Err(Error::ModelNotFound { name: name.to_owned(), reason });
         }
         let tokenizer = checkpoint.tokenizer()?;
@@ -112,6 +113,8 @@ impl TextEncoder {
             }
             None => build_decoder(loader, &fields, &model_type, dtype)?,
         };
+        let typed = token_types::are_given(tokenizer.config(), &model_type);
+        let token_types = if typed { built.token_types } else { 0 };
         Ok(Self {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
@@ -124,7 +127,7 @@ impl TextEncoder {
                 hidden_size: built.hidden_size,
                 vocab_size: built.vocab_size,
                 max_tokens: built.max_tokens,
-                token_types: built.token_types,
+                token_types,
                 num_parameters,
                 device,
                 dtype,
@@ -169,7 +172,7 @@ impl TextEncoder {
         self.inner.max_tokens
     }
 
-    /// Whether segments make a difference.
+    /// Whether segments make a difference, and are told.
     pub fn has_token_types(&self) -> bool {
         self.inner.token_types > 1
     }

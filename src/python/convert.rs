@@ -69,7 +69,9 @@ pub(super) fn texts(name: &str, value: &Bound<'_, PyAny>) -> PyResult<(Vec<Strin
             }
         }
     };
-    let Ok(items) = value.try_iter() else {
+    // The keys of a dictionary are hardly what was meant.
+    let items = if value.is_instance_of::<PyDict>() { None } else { value.try_iter().ok() };
+    let Some(items) = items else {
         let kind = value.get_type().name()?;
         return Err(PyTypeError::new_err(format!("{name}: got {kind}, expected a str or a list of str")));
     };

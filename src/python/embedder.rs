@@ -7,13 +7,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::convert;
-use super::encode::{Call, deliver, token_arrays, watched};
+use super::encode::Call;
 use super::enter::enter;
-use super::pending::PendingVectors;
-use super::settings::{Names, Settings};
-use super::source::Source;
+use super::settings::{self, Names, Settings};
+use super::source::{self, Source};
 use super::tokenizer::Tokenizer;
-use crate::embed::{self, Precision, Role};
+use super::whole::{Whole, count, unsigned};
+use crate::embed::{self, Role};
 use crate::{Error, Result};
 
 /// Turns texts into vectors, with models in the layout of sentence-transformers.
@@ -41,59 +41,6 @@ impl Embedder {
         inner.clone().ok_or_else(|| {
             Error::argument("embedder", "a closed embedder", "one that was not closed; load it again")
         })
-    }
-
-    fn run<'py>(
-        &self,
-        py: Python<'py>,
-        texts: &Bound<'py, PyAny>,
-        role: Role,
-        call: &Call<'_, 'py>,
-        output: &str,
-        show_progress_bar: Option<bool>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let embedder = self.get()?;
-        let options = call.options(&embedder, role)?;
-        let precision = Precision::from_name(call.precision)?;
-        let tokens = match output {
-            "sentence" => false,
-            "token" if precision == Precision::Float32 => true,
-            "token" => {
-                let given = format!("{:?} of token vectors", call.precision);
-                return Err(Error::argument("precision", given, "\"float32\"").into());
-            }
-            _ => {
-                let allowed = "\"sentence\" or \"token\"";
-                return Err(Error::argument("output", format!("{output:?}"), allowed).into());
-            }
-        };
-        let (texts, many) = convert::texts("texts", texts)?;
-        if tokens {
-            let found = watched(py, show_progress_bar, texts.len(), "texts", |watch| {
-                embedder.encode_tokens(&texts, &options, watch)
-            })?;
-            return token_arrays(py, found, embedder.encoder().hidden_size(), many);
-        }
-        let found = watched(py, show_progress_bar, texts.len(), "texts", |watch| {
-            embedder.encode(&texts, &options, watch)
-        })?;
-        deliver(py, found, precision, many)
-    }
-
-    fn submit<'py>(
-        &self,
-        py: Python<'py>,
-        texts: &Bound<'py, PyAny>,
-        role: Role,
-        call: &Call<'_, 'py>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let embedder = self.get()?;
-        let options = call.options(&embedder, role)?;
-        let precision = Precision::from_name(call.precision)?;
-        let (texts, many) = convert::texts("texts", texts)?;
-        let pending = enter(py, || embedder.submit(texts, options))?;
-        let pending = Bound::new(py, PendingVectors::new(pending, precision, many))?;
-        py.import("candlewick._async")?.call_method1("finish", (pending,))
     }
 }
 
@@ -142,35 +89,35 @@ impl Embedder {
         dtype: &str,
         pooling: Option<Names>,
         normalize: Option<bool>,
-        max_length: Option<usize>,
+        max_length: Option<Whole>,
         prompts: Option<&Bound<'_, PyDict>>,
         default_prompt_name: Option<String>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         revision: Option<String>,
         cache_dir: Option<PathBuf>,
         token: Option<String>,
         local_files_only: bool,
-        memory_limit_bytes: Option<u64>,
+        memory_limit_bytes: Option<Whole>,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Self> {
         let source = Source {
             name: source.display().to_string(),
+            place: source::place(&source),
             device: device.to_owned(),
             dtype: dtype.to_owned(),
             revision,
-            cache_dir,
+            cache_dir: cache_dir.as_deref().map(source::whole),
             local_files_only,
-            memory_limit_bytes,
+            memory_limit_bytes: unsigned("memory_limit_bytes", memory_limit_bytes.as_ref())?,
         };
-        let prompts = match prompts {
-            Some(prompts) => prompts
-                .iter()
-                .map(|(name, prompt)| Ok((name.extract()?, prompt.extract()?)))
-                .collect::<PyResult<_>>()?,
-            None => Vec::new(),
+        let settings = Settings {
+            pooling,
+            normalize,
+            max_length: count("max_length", max_length.as_ref())?,
+            prompts: prompts.map(settings::prompts).transpose()?.unwrap_or_default(),
+            default_prompt_name,
+            truncate_dim: count("truncate_dim", truncate_dim.as_ref())?,
         };
-        let settings =
-            Settings { pooling, normalize, max_length, prompts, default_prompt_name, truncate_dim };
         let wanted = settings.clone();
         let embedder = source.open(py, token, show_progress_bar, |name, load| {
             embed::Embedder::load(name, &wanted.options(load))
@@ -214,9 +161,9 @@ impl Embedder {
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
         output: &str,
@@ -255,9 +202,9 @@ impl Embedder {
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
         output: &str,
@@ -296,9 +243,9 @@ impl Embedder {
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
         output: &str,
@@ -321,29 +268,33 @@ impl Embedder {
     ///     truncate_dim: As for ``encode``.
     ///     precision: As for ``encode``.
     ///     truncation: As for ``encode``.
+    ///     output: As for ``encode``.
+    ///     show_progress_bar: As for ``encode``; True computes these texts by themselves.
     ///     adapter: As for ``encode``.
     ///
     /// Returns:
     ///     As ``encode``.
     #[pyo3(signature = (texts, *, prompt_name = None, prompt = None, batch_size = None, normalize = None,
-                        truncate_dim = None, precision = "float32", truncation = "warn", adapter = None))]
+                        truncate_dim = None, precision = "float32", truncation = "warn", output = "sentence",
+                        show_progress_bar = None, adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn aencode<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
+        output: &str,
+        show_progress_bar: Option<bool>,
         adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call =
             Call { prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation, adapter };
-        self.submit(py, texts, Role::Plain, &call)
+        Self::submit(slf, texts, Role::Plain, &call, output, show_progress_bar)
     }
 
     /// As ``aencode``, with the prompt for queries, if there is one.
@@ -357,29 +308,33 @@ impl Embedder {
     ///     truncate_dim: As for ``encode``.
     ///     precision: As for ``encode``.
     ///     truncation: As for ``encode``.
+    ///     output: As for ``encode``.
+    ///     show_progress_bar: As for ``encode``; True computes these texts by themselves.
     ///     adapter: As for ``encode``.
     ///
     /// Returns:
     ///     As ``encode``.
     #[pyo3(signature = (texts, *, prompt_name = None, prompt = None, batch_size = None, normalize = None,
-                        truncate_dim = None, precision = "float32", truncation = "warn", adapter = None))]
+                        truncate_dim = None, precision = "float32", truncation = "warn", output = "sentence",
+                        show_progress_bar = None, adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn aencode_query<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
+        output: &str,
+        show_progress_bar: Option<bool>,
         adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call =
             Call { prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation, adapter };
-        self.submit(py, texts, Role::Query, &call)
+        Self::submit(slf, texts, Role::Query, &call, output, show_progress_bar)
     }
 
     /// As ``aencode``, with the prompt for documents, if there is one.
@@ -393,29 +348,33 @@ impl Embedder {
     ///     truncate_dim: As for ``encode``.
     ///     precision: As for ``encode``.
     ///     truncation: As for ``encode``.
+    ///     output: As for ``encode``.
+    ///     show_progress_bar: As for ``encode``; True computes these texts by themselves.
     ///     adapter: As for ``encode``.
     ///
     /// Returns:
     ///     As ``encode``.
     #[pyo3(signature = (texts, *, prompt_name = None, prompt = None, batch_size = None, normalize = None,
-                        truncate_dim = None, precision = "float32", truncation = "warn", adapter = None))]
+                        truncate_dim = None, precision = "float32", truncation = "warn", output = "sentence",
+                        show_progress_bar = None, adapter = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn aencode_document<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         texts: &Bound<'py, PyAny>,
         prompt_name: Option<&str>,
         prompt: Option<&str>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         normalize: Option<bool>,
-        truncate_dim: Option<usize>,
+        truncate_dim: Option<Whole>,
         precision: &str,
         truncation: &str,
+        output: &str,
+        show_progress_bar: Option<bool>,
         adapter: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let call =
             Call { prompt_name, prompt, batch_size, normalize, truncate_dim, precision, truncation, adapter };
-        self.submit(py, texts, Role::Document, &call)
+        Self::submit(slf, texts, Role::Document, &call, output, show_progress_bar)
     }
 
     /// How alike vectors are, by the measure that the model was trained for.
@@ -540,7 +499,7 @@ impl Embedder {
         let keywords = this.source.keywords(py)?;
         this.settings.add_to(&keywords)?;
         let open = py.import("candlewick._reopen")?.getattr("embedder")?;
-        Ok((open, (&this.source.name, keywords)).into_pyobject(py)?.into_any())
+        Ok((open, (&this.source.place, keywords)).into_pyobject(py)?.into_any())
     }
 
     fn __repr__(&self) -> String {

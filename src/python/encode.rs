@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::convert;
-use super::enter::enter_long;
+use super::embedder::Embedder;
+use super::enter::{enter, enter_long};
+use super::pending::PendingVectors;
 use super::registry::choice;
+use super::whole::{Whole, count};
 use crate::embed::{
     self, EncodeOptions, Precision, Quantized, Role, TokenVectors, Truncation, Vectors, Watch,
 };
@@ -17,9 +21,9 @@ use crate::{Error, Result};
 pub(super) struct Call<'a, 'py> {
     pub(super) prompt_name: Option<&'a str>,
     pub(super) prompt: Option<&'a str>,
-    pub(super) batch_size: Option<usize>,
+    pub(super) batch_size: Option<Whole>,
     pub(super) normalize: Option<bool>,
-    pub(super) truncate_dim: Option<usize>,
+    pub(super) truncate_dim: Option<Whole>,
     pub(super) precision: &'a str,
     pub(super) truncation: &'a str,
     pub(super) adapter: Option<&'a Bound<'py, PyAny>>,
@@ -31,11 +35,103 @@ impl Call<'_, '_> {
         Ok(EncodeOptions {
             prompt: embedder.prompt(role, self.prompt_name, self.prompt)?,
             normalize: self.normalize,
-            truncate_dim: self.truncate_dim,
-            batch_size: self.batch_size,
+            truncate_dim: count("truncate_dim", self.truncate_dim.as_ref())?,
+            batch_size: count("batch_size", self.batch_size.as_ref())?,
             truncation: Truncation::from_name(self.truncation)?,
             adapter: embedder.adapter(&choice(self.adapter)?)?,
         })
+    }
+}
+
+impl<'py> Call<'_, 'py> {
+    /// The keywords as they were given.
+    pub(super) fn keywords(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let keywords = PyDict::new(py);
+        keywords.set_item("prompt_name", self.prompt_name)?;
+        keywords.set_item("prompt", self.prompt)?;
+        keywords.set_item("batch_size", count("batch_size", self.batch_size.as_ref())?)?;
+        keywords.set_item("normalize", self.normalize)?;
+        keywords.set_item("truncate_dim", count("truncate_dim", self.truncate_dim.as_ref())?)?;
+        keywords.set_item("precision", self.precision)?;
+        keywords.set_item("truncation", self.truncation)?;
+        keywords.set_item("adapter", self.adapter)?;
+        Ok(keywords)
+    }
+}
+
+impl Embedder {
+    /// Computes texts and waits for them.
+    pub(super) fn run<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        role: Role,
+        call: &Call<'_, 'py>,
+        output: &str,
+        show_progress_bar: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let embedder = self.get()?;
+        let options = call.options(&embedder, role)?;
+        let precision = Precision::from_name(call.precision)?;
+        let tokens = match output {
+            "sentence" => false,
+            "token" if precision == Precision::Float32 => true,
+            "token" => {
+                let given = format!("{:?} of token vectors", call.precision);
+                return Err(Error::argument("precision", given, "\"float32\"").into());
+            }
+            _ => {
+                let allowed = "\"sentence\" or \"token\"";
+                return Err(Error::argument("output", format!("{output:?}"), allowed).into());
+            }
+        };
+        let (texts, many) = convert::texts("texts", texts)?;
+        if tokens {
+            let found = watched(py, show_progress_bar, texts.len(), "texts", |watch| {
+                embedder.encode_tokens(&texts, &options, watch)
+            })?;
+            return token_arrays(py, found, embedder.encoder().hidden_size(), many);
+        }
+        let found = watched(py, show_progress_bar, texts.len(), "texts", |watch| {
+            embedder.encode(&texts, &options, watch)
+        })?;
+        deliver(py, found, precision, many)
+    }
+
+    /// A coroutine that gives what [`run`](Self::run) gives; mistakes are told where it is awaited.
+    pub(super) fn submit<'py>(
+        slf: &Bound<'py, Self>,
+        texts: &Bound<'py, PyAny>,
+        role: Role,
+        call: &Call<'_, 'py>,
+        output: &str,
+        show_progress_bar: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
+        let waiting = py.import("candlewick._async")?;
+        if output != "sentence" || show_progress_bar == Some(true) {
+            let method = match role {
+                Role::Plain => "encode",
+                Role::Query => "encode_query",
+                Role::Document => "encode_document",
+            };
+            let keywords = call.keywords(py)?;
+            keywords.set_item("output", output)?;
+            keywords.set_item("show_progress_bar", show_progress_bar)?;
+            return waiting.call_method1("elsewhere", (slf.getattr(method)?, texts, keywords));
+        }
+        let start = || -> PyResult<PendingVectors> {
+            let embedder = this.get()?;
+            let options = call.options(&embedder, role)?;
+            let precision = Precision::from_name(call.precision)?;
+            let (texts, many) = convert::texts("texts", texts)?;
+            let pending = enter(py, || embedder.submit(texts, options))?;
+            Ok(PendingVectors::new(pending, precision, many))
+        };
+        match start() {
+            Ok(pending) => waiting.call_method1("finish", (Bound::new(py, pending)?,)),
+            Err(error) => waiting.call_method1("fail", (error.into_value(py),)),
+        }
     }
 }
 

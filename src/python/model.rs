@@ -12,6 +12,7 @@ use super::enter::enter_long;
 use super::registry::{chosen, to_merge};
 use super::source;
 use super::tokenizer::Tokenizer;
+use super::whole::{Whole, unsigned};
 use crate::checkpoint::HubOptions;
 use crate::models::{self, LoadOptions};
 use crate::{Error, Result};
@@ -46,6 +47,8 @@ struct Opened {
     memory_limit_bytes: Option<u64>,
     /// Whether an adapter has been folded in, which the source does not have.
     merged: bool,
+    /// The source, whatever the working directory is when it is opened again.
+    place: String,
 }
 
 impl Model {
@@ -144,16 +147,18 @@ impl Model {
         cache_dir: Option<PathBuf>,
         token: Option<String>,
         local_files_only: bool,
-        memory_limit_bytes: Option<u64>,
+        memory_limit_bytes: Option<Whole>,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Self> {
+        let memory_limit_bytes = unsigned("memory_limit_bytes", memory_limit_bytes.as_ref())?;
         let opened = Opened {
+            place: source::place(&source),
             source: source.display().to_string(),
             device: device.to_owned(),
             dtype: dtype.to_owned(),
             quantize,
             revision: revision.clone(),
-            cache_dir: cache_dir.clone(),
+            cache_dir: cache_dir.as_deref().map(source::whole),
             local_files_only,
             memory_limit_bytes,
             merged: false,
@@ -405,7 +410,7 @@ impl Model {
         keywords.set_item("local_files_only", opened.local_files_only)?;
         keywords.set_item("memory_limit_bytes", opened.memory_limit_bytes)?;
         let open = py.import("candlewick._reopen")?.getattr("model")?;
-        Ok((open, (&opened.source, keywords)).into_pyobject(py)?.into_any())
+        Ok((open, (&opened.place, keywords)).into_pyobject(py)?.into_any())
     }
 
     fn __repr__(&self) -> String {

@@ -9,8 +9,9 @@ use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use super::convert;
 use super::encode::watched;
-use super::source::Source;
+use super::source::{self, Source};
 use super::tokenizer::Tokenizer;
+use super::whole::{Whole, count, unsigned};
 use crate::embed::{self, PredictOptions, RerankerOptions, Truncation};
 use crate::{Error, Result};
 
@@ -55,13 +56,26 @@ fn pairs(value: &Bound<'_, PyAny>) -> PyResult<(Vec<(String, String)>, bool)> {
     Ok((items.iter().map(pair).collect::<PyResult<_>>()?, true))
 }
 
-fn options(
+/// The keywords that `predict` and `rank` share.
+struct Call<'a> {
+    prompt_name: Option<&'a str>,
+    prompt: Option<&'a str>,
     activation: Option<String>,
     softmax: bool,
-    batch_size: Option<usize>,
-    truncation: &str,
-) -> Result<PredictOptions> {
-    Ok(PredictOptions { activation, softmax, batch_size, truncation: Truncation::from_name(truncation)? })
+    batch_size: Option<Whole>,
+    truncation: &'a str,
+}
+
+impl Call<'_> {
+    fn options(self, reranker: &embed::Reranker) -> Result<PredictOptions> {
+        Ok(PredictOptions {
+            prompt: reranker.prompt(self.prompt_name, self.prompt)?,
+            activation: self.activation,
+            softmax: self.softmax,
+            batch_size: count("batch_size", self.batch_size.as_ref())?,
+            truncation: Truncation::from_name(self.truncation)?,
+        })
+    }
 }
 
 #[pymethods]
@@ -97,23 +111,25 @@ impl Reranker {
         source: PathBuf,
         device: &str,
         dtype: &str,
-        max_length: Option<usize>,
+        max_length: Option<Whole>,
         revision: Option<String>,
         cache_dir: Option<PathBuf>,
         token: Option<String>,
         local_files_only: bool,
-        memory_limit_bytes: Option<u64>,
+        memory_limit_bytes: Option<Whole>,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Self> {
         let source = Source {
             name: source.display().to_string(),
+            place: source::place(&source),
             device: device.to_owned(),
             dtype: dtype.to_owned(),
             revision,
-            cache_dir,
+            cache_dir: cache_dir.as_deref().map(source::whole),
             local_files_only,
-            memory_limit_bytes,
+            memory_limit_bytes: unsigned("memory_limit_bytes", memory_limit_bytes.as_ref())?,
         };
+        let max_length = count("max_length", max_length.as_ref())?;
         let reranker = source.open(py, token, show_progress_bar, |name, load| {
             embed::Reranker::load(name, &RerankerOptions { load, max_length })
         })?;
@@ -124,7 +140,10 @@ impl Reranker {
     ///
     /// Args:
     ///     pairs: A pair of texts, or any iterable of pairs.
-    ///     activation: ``"sigmoid"`` or ``"identity"``; None means as the repository says, else a sigmoid for one label.
+    ///     prompt_name: Name of the prompt to put before the first text of every pair.
+    ///     prompt: The prompt itself; wins over the name.
+    ///     activation: A class of torch such as ``"sigmoid"``, ``"identity"``, ``"tanh"`` or ``"softmax"``; None means as
+    ///         the repository says, else a sigmoid for one label.
     ///     apply_softmax: Whether the scores of several labels become probabilities.
     ///     batch_size: The most pairs of one pass; None lets the number of tokens decide.
     ///     truncation: Pairs that are too long are cut and counted in a log message (``"warn"``), cut (``"silent"``), or
@@ -138,21 +157,24 @@ impl Reranker {
     /// Raises:
     ///     TypeError: Something is not a pair of texts.
     ///     ContextLengthError: A pair is too long, with ``truncation="error"``.
-    #[pyo3(signature = (pairs, *, activation = None, apply_softmax = false, batch_size = None, truncation = "warn",
-                        show_progress_bar = None))]
+    #[pyo3(signature = (pairs, *, prompt_name = None, prompt = None, activation = None, apply_softmax = false,
+                        batch_size = None, truncation = "warn", show_progress_bar = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn predict<'py>(
         &self,
         py: Python<'py>,
         pairs: &Bound<'py, PyAny>,
+        prompt_name: Option<&str>,
+        prompt: Option<&str>,
         activation: Option<String>,
         apply_softmax: bool,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         truncation: &str,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let reranker = self.get()?;
-        let options = options(activation, apply_softmax, batch_size, truncation)?;
+        let call = Call { prompt_name, prompt, activation, softmax: apply_softmax, batch_size, truncation };
+        let options = call.options(&reranker)?;
         let (pairs, many) = self::pairs(pairs)?;
         let found = watched(py, show_progress_bar, pairs.len(), "pairs", |watch| {
             reranker.predict(&pairs, &options, watch)
@@ -169,7 +191,9 @@ impl Reranker {
     ///     documents: The documents.
     ///     top_k: How many to return; None means all.
     ///     return_documents: Whether to return the texts too.
-    ///     activation: As for ``predict``, like all keywords that follow.
+    ///     prompt_name: As for ``predict``, like all keywords that follow.
+    ///     prompt: As for ``predict``.
+    ///     activation: As for ``predict``.
     ///     batch_size: As for ``predict``.
     ///     truncation: As for ``predict``.
     ///     show_progress_bar: As for ``predict``.
@@ -179,23 +203,28 @@ impl Reranker {
     ///
     /// Raises:
     ///     InvalidArgumentError: The model has several labels.
-    #[pyo3(signature = (query, documents, *, top_k = None, return_documents = false, activation = None,
-                        batch_size = None, truncation = "warn", show_progress_bar = None))]
+    #[pyo3(signature = (query, documents, *, top_k = None, return_documents = false, prompt_name = None,
+                        prompt = None, activation = None, batch_size = None, truncation = "warn",
+                        show_progress_bar = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn rank<'py>(
         &self,
         py: Python<'py>,
         query: &str,
         documents: &Bound<'py, PyAny>,
-        top_k: Option<usize>,
+        top_k: Option<Whole>,
         return_documents: bool,
+        prompt_name: Option<&str>,
+        prompt: Option<&str>,
         activation: Option<String>,
-        batch_size: Option<usize>,
+        batch_size: Option<Whole>,
         truncation: &str,
         show_progress_bar: Option<bool>,
     ) -> PyResult<Bound<'py, PyList>> {
         let reranker = self.get()?;
-        let options = options(activation, false, batch_size, truncation)?;
+        let call = Call { prompt_name, prompt, activation, softmax: false, batch_size, truncation };
+        let options = call.options(&reranker)?;
+        let most = count("top_k", top_k.as_ref())?.unwrap_or(usize::MAX);
         let (documents, many) = convert::texts("documents", documents)?;
         if !many {
             return Err(PyTypeError::new_err("documents: got a str, expected a list of str"));
@@ -203,7 +232,7 @@ impl Reranker {
         let ranked = watched(py, show_progress_bar, documents.len(), "documents", |watch| {
             reranker.rank(query, &documents, &options, watch)
         })?;
-        let rows = ranked.iter().take(top_k.unwrap_or(usize::MAX)).map(|ranked| {
+        let rows = ranked.iter().take(most).map(|ranked| {
             let row = PyDict::new(py);
             row.set_item("corpus_id", ranked.index)?;
             row.set_item("score", ranked.score)?;
@@ -225,6 +254,22 @@ impl Reranker {
     #[getter]
     fn max_length(&self) -> PyResult<usize> {
         Ok(self.get()?.max_length())
+    }
+
+    /// Prompts by name.
+    #[getter]
+    fn prompts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let prompts = PyDict::new(py);
+        for (name, prompt) in self.get()?.prompts() {
+            prompts.set_item(name, prompt)?;
+        }
+        Ok(prompts)
+    }
+
+    /// The name of the prompt that is used where none is named.
+    #[getter]
+    fn default_prompt_name(&self) -> PyResult<Option<String>> {
+        Ok(self.get()?.default_prompt_name().map(str::to_owned))
     }
 
     /// The tokenizer.
@@ -277,7 +322,7 @@ impl Reranker {
         let keywords = this.source.keywords(py)?;
         keywords.set_item("max_length", this.max_length)?;
         let open = py.import("candlewick._reopen")?.getattr("reranker")?;
-        Ok((open, (&this.source.name, keywords)).into_pyobject(py)?.into_any())
+        Ok((open, (&this.source.place, keywords)).into_pyobject(py)?.into_any())
     }
 
     fn __repr__(&self) -> String {

@@ -56,3 +56,8 @@ impl Settings {
         keywords.set_item("truncate_dim", self.truncate_dim)
     }
 }
+
+/// Prompts by name.
+pub(super) fn prompts(given: &Bound<'_, PyDict>) -> PyResult<Vec<(String, String)>> {
+    given.iter().map(|(name, prompt)| Ok((name.extract()?, prompt.extract()?))).collect()
+}

@@ -1,7 +1,7 @@
 //! Where a handle's files came from: opening them with progress and Ctrl-C, and opening them again elsewhere.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -16,6 +16,8 @@ use crate::models::LoadOptions;
 #[derive(Clone)]
 pub(super) struct Source {
     pub(super) name: String,
+    /// The same, whatever the working directory is when it is opened again.
+    pub(super) place: String,
     pub(super) device: String,
     pub(super) dtype: String,
     pub(super) revision: Option<String>,
@@ -61,6 +63,17 @@ impl Source {
         keywords.set_item("memory_limit_bytes", self.memory_limit_bytes)?;
         Ok(keywords)
     }
+}
+
+/// A source that is found from every working directory: the whole path of what is local.
+pub(super) fn place(source: &Path) -> String {
+    let whole = if source.exists() { whole(source) } else { source.to_path_buf() };
+    whole.display().to_string()
+}
+
+/// The path from the root, where there is one.
+pub(super) fn whole(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// The directory of the bundled model.

@@ -36,6 +36,10 @@ pub struct TokenizerConfig {
     pub clean_up_spaces: bool,
     /// Whether too long inputs lose their beginning instead of their end.
     pub truncate_left: bool,
+    /// The class that transformers reads the files with, such as `"BertTokenizer"`.
+    pub class: Option<String>,
+    /// The inputs that a model is given, such as `"token_type_ids"`, where the files say so.
+    pub input_names: Option<Vec<String>>,
 }
 
 impl TokenizerConfig {
@@ -63,6 +67,11 @@ impl TokenizerConfig {
         let mut config = Self {
             clean_up_spaces: object.get("clean_up_tokenization_spaces") == Some(&Value::Bool(true)),
             truncate_left: object.get("truncation_side").and_then(Value::as_str) == Some("left"),
+            class: object.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned),
+            input_names: object
+                .get("model_input_names")
+                .and_then(Value::as_array)
+                .map(|names| names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
             ..Self::default()
         };
         for (key, value) in object {

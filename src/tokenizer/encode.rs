@@ -82,6 +82,11 @@ impl Tokenizer {
         pairs.par_iter().map(|(a, b)| self.encode_pair(a.as_ref(), b.as_ref(), max_length)).collect()
     }
 
+    /// Number of tokens around a text, or around and between two.
+    pub fn special_tokens(&self, pair: bool) -> usize {
+        self.inner().get_post_processor().map_or(0, |processor| processor.added_tokens(pair))
+    }
+
     /// Ids of a text without special tokens, and which of them lie in `ranges` of its bytes.
     ///
     /// A token that covers part of a range counts as in it.
@@ -109,10 +114,9 @@ impl Tokenizer {
         };
         let full = length(&first, &second);
         if let Some(limit) = max_length {
-            let processor = self.inner().get_post_processor();
-            let special = processor.map_or(0, |processor| processor.added_tokens(second.is_some()));
-            if limit <= special {
-                return Err(Error::argument("max_length", limit, format!("more than {special}")));
+            let special = self.special_tokens(second.is_some());
+            if limit < special {
+                return Err(Error::argument("max_length", limit, format!("{special} or more")));
             }
             let params = TruncationParams {
                 direction: self.truncation_direction(),

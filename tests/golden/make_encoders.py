@@ -138,6 +138,8 @@ CASES = [
     Case("bert/several", "bert", {**BERT_SIZES, "hidden_act": "gelu_new"}, encoder_tokenizers.bert, 3,
          pooling=["cls", "max", "mean"], modules=[DENSE_TANH, NORMALIZE], similarity="euclidean"),
     Case("bert/plain", "bert", {**BERT_SIZES, "hidden_act": "relu"}, encoder_tokenizers.bert, 4, pooling=None),
+    # Heads of 3 dimensions, which only rotations would mind.
+    Case("bert/odd-heads", "bert", {**BERT_SIZES, "num_attention_heads": 8}, encoder_tokenizers.bert, 31, modules=[NORMALIZE]),
     Case("mpnet/mean", "mpnet", {**BERT_SIZES, "max_position_embeddings": 66, "relative_attention_num_buckets": 32},
          encoder_tokenizers.mpnet, 5, modules=[NORMALIZE], max_length=24, old_spelling=True),
     Case("roberta/max", "roberta", {**XLM_CONFIG, "bos_token_id": 0, "eos_token_id": 2}, encoder_tokenizers.roberta, 6,

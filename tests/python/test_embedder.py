@@ -222,8 +222,8 @@ def test_known_prompts_fill_in_for_a_repository_without_any(tmp_path):
     np.testing.assert_array_equal(embedder.encode_query("a cat"), embedder.encode("query: a cat"))
     np.testing.assert_array_equal(embedder.encode_document("a cat"), embedder.encode("passage: a cat"))
     assert not np.array_equal(embedder.encode("a cat"), embedder.encode_query("a cat"))
-    silenced = cw.Embedder.from_pretrained(directory, device="cpu", prompts={"query": "?"})
-    assert silenced.prompts == {"query": "?", "document": ""}
+    changed = cw.Embedder.from_pretrained(directory, device="cpu", prompts={"query": "?"})
+    assert changed.prompts == {"query": "?", "document": "passage: "}
 
 
 def test_tiny_embedder(tiny_embedder):

@@ -190,11 +190,13 @@ fn unknown_ids_have_no_text() {
 #[test]
 fn lengths_that_cannot_be_are_refused() {
     let tokenizer = load("wordpiece");
-    for limit in [0, 2] {
+    for limit in [0, 1] {
         let error = tokenizer.encode_text("river", Some(limit)).unwrap_err();
         assert!(error.to_string().starts_with("max_length"), "{error}");
     }
-    assert_eq!(tokenizer.encode_text("the river", Some(3)).unwrap().ids.len(), 3);
+    for limit in [2, 3] {
+        assert_eq!(tokenizer.encode_text("the river", Some(limit)).unwrap().ids.len(), limit);
+    }
 }
 
 /// A directory with the tiny vocabulary and other files.

@@ -204,6 +204,17 @@ def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
         },
     )
     write_json(TARGET / "tokenizer.json", json.loads(tokenizer.to_str()), indent=None)
+    # As an embedding model: the mean of all tokens, where the last token's is what a language model means otherwise.
+    write_json(
+        TARGET / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        ],
+    )
+    (TARGET / "1_Pooling").mkdir(exist_ok=True)
+    width = model.config.hidden_size
+    write_json(TARGET / "1_Pooling" / "config.json", {"word_embedding_dimension": width, "pooling_mode_mean_tokens": True})
     added = {
         str(VOCAB - 3 + i): {"content": t, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
         for i, t in enumerate(SPECIAL)

@@ -44,7 +44,10 @@ impl Repository {
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         if let Ok(commit) = fs::read_to_string(self.root.join("refs").join(revision)) {
             let commit = commit.trim();
-            return select::is_object_name(commit).then(|| commit.to_string());
+            // Other tools write what they like here; a name that is a snapshot's stands for it.
+            let is_snapshot =
+                !commit.is_empty() && !commit.contains(['/', '\\', '.']) && self.snapshot(commit).is_dir();
+            return (select::is_object_name(commit) || is_snapshot).then(|| commit.to_string());
         }
         (select::is_object_name(revision) && self.snapshot(revision).is_dir()).then(|| revision.to_string())
     }
