@@ -143,6 +143,13 @@ fn a_cache_made_by_others_is_used_when_the_hub_is_out_of_reach() {
     assert_eq!(setup.server.requests().len(), before + 1, "with a fall-back at hand the hub is asked once");
     setup.offline = true;
     assert_eq!(setup.get().unwrap(), snapshot);
+    let short = snapshot.with_file_name("abc");
+    fs::rename(&snapshot, &short).unwrap();
+    assert!(setup.get().is_err());
+    fs::write(setup.repository().join("refs/main"), "abc").unwrap();
+    assert_eq!(setup.get().unwrap(), short, "what others call a commit need not be one");
+    fs::write(setup.repository().join("refs/main"), "../abc").unwrap();
+    assert!(setup.get().is_err());
 }
 
 #[test]
@@ -459,6 +466,21 @@ fn shards_modules_and_tokenizers_are_chosen() {
     assert_eq!(files_below(&snapshot), all);
     assert_eq!(files_below(&snapshot.join("2_Dense")), ["config.json", "model.safetensors"]);
     assert_eq!(fs::read(snapshot.join("2_Dense/config.json")).unwrap(), b"2_Dense/config.json");
+}
+
+#[test]
+fn the_whole_model_may_be_in_a_folder() {
+    let names = ["modules.json", "0_BERT/config.json", "0_BERT/model.safetensors", "0_BERT/vocab.txt"];
+    let mut repo = Repo::new(&[]);
+    repo.files = names.iter().map(|name| ((*name).to_string(), name.as_bytes().to_vec())).collect();
+    let mut setup = Setup::of(repo);
+    let snapshot = setup.get().unwrap();
+    assert_eq!(files_below(&snapshot), ["0_BERT", "modules.json"]);
+    assert_eq!(files_below(&snapshot.join("0_BERT")), ["config.json", "model.safetensors", "vocab.txt"]);
+    let before = setup.server.requests().len();
+    setup.offline = true;
+    assert_eq!(setup.get().unwrap(), snapshot);
+    assert_eq!(setup.server.requests().len(), before);
 }
 
 #[test]

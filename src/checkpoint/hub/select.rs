@@ -52,7 +52,8 @@ impl Wanted {
             Self::File(_) => Ok(Vec::new()),
             Self::Adapter if has(ADAPTER_CONFIG) => Ok(vec![ADAPTER_CONFIG.to_string()]),
             Self::Adapter => Err(format!("the repository has no {ADAPTER_CONFIG}; it is not an adapter")),
-            Self::Model if has(CONFIG) => {
+            // With a list of modules, the configuration may be in the folder of one.
+            Self::Model if has(CONFIG) || has(MODULES) => {
                 let old = !has("tokenizer.json");
                 let small =
                     |f: &&String| is_small_model_file(f) || old && OLD_TOKENIZER_FILES.contains(&f.as_str());
@@ -97,7 +98,7 @@ impl Wanted {
             Self::Adapter if !has(ADAPTER_CONFIG) => Err(ADAPTER_CONFIG.to_string()),
             Self::Adapter if ADAPTER_WEIGHTS.iter().any(|w| has(w)) => Ok(()),
             Self::Adapter => Err(ADAPTER_WEIGHTS[0].to_string()),
-            Self::Model if !has(CONFIG) => Err(CONFIG.to_string()),
+            Self::Model if !has(CONFIG) && !has(MODULES) => Err(CONFIG.to_string()),
             Self::Model => weights_missing_from(snapshot),
         }
     }
