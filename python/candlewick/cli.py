@@ -27,6 +27,7 @@ from .selftest import table as selftest_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
 EXIT_DIFFERENT = 1
 EXIT_ERROR = 2
@@ -161,7 +162,10 @@ def embed(arguments: argparse.Namespace) -> int:
     """Write a vector for each line of a file, as a NumPy file or as lines of JSON."""
     source = sys.stdin if arguments.file == "-" else Path(arguments.file).open(encoding="utf-8")  # noqa: SIM115
     with source:
-        texts = [line.rstrip("\r\n") for line in source]
+        try:
+            texts = [line.rstrip("\r\n") for line in source]
+        except UnicodeDecodeError as error:
+            raise cw.DataError(f"{arguments.file} is not text in UTF-8: {error}") from None
     with cw.Embedder.from_pretrained(
         arguments.model,
         device=arguments.device,
@@ -178,14 +182,26 @@ def embed(arguments: argparse.Namespace) -> int:
             normalize=arguments.normalize or None,
             show_progress_bar=sys.stderr.isatty(),
         )
+    rows = vectors.tolist()
     if arguments.output is None:
-        for vector in vectors:
-            print(json.dumps([float(value) for value in vector]))
+        _write_rows(sys.stdout, rows)
+        return 0
+    output = Path(arguments.output)
+    if output.suffix == ".jsonl":
+        with output.open("w", encoding="utf-8") as lines:
+            _write_rows(lines, rows)
+    elif output.suffix == ".json":
+        output.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     else:
-        with Path(arguments.output).open("wb") as file:
+        with output.open("wb") as file:
             np.save(file, vectors)
-        _note(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {arguments.output}")
+    _note(f"{len(vectors)} vectors of {vectors.shape[1]} numbers in {output}")
     return 0
+
+
+def _write_rows(file: TextIO, rows: list[list[float]]) -> None:
+    for row in rows:
+        file.write(json.dumps(row) + "\n")
 
 
 def selftest(arguments: argparse.Namespace) -> int:
@@ -393,7 +409,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("embed", help="write a vector for each line of a file")
     _add_model(command, quantize=False)
     command.add_argument("file", metavar="FILE", help="a text on each line; - reads standard input")
-    command.add_argument("-o", "--output", metavar="FILE", help="a NumPy file; without it, lines of JSON")
+    command.add_argument(
+        "-o", "--output", metavar="FILE", help="a NumPy file, or .json or .jsonl; without it, lines of JSON"
+    )
     command.add_argument("--role", choices=("query", "document"), help="use the model's prompt for these")
     command.add_argument("--truncate-dim", type=int, metavar="N", help="keep this many dimensions")
     command.add_argument("--normalize", action="store_true", help="make all vectors as long as 1")

@@ -256,5 +256,12 @@ def test_embed_equals_the_library(run_python, tiny_embedder, tmp_path):
     assert done.returncode == 0, done.stderr
     wanted = tiny_embedder.encode(texts)
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, atol=1e-6)
+    for name, read in {"out.json": json.loads, "out.jsonl": lambda text: [*map(json.loads, text.splitlines())]}.items():
+        assert run_python(*CLI, "embed", TINY, "texts.txt", "-o", name).returncode == 0
+        np.testing.assert_allclose(read((tmp_path / name).read_text()), wanted, atol=1e-6)
+    (tmp_path / "latin1.txt").write_bytes("Caf\xe9\n".encode("latin-1"))
+    done = run_python(*CLI, "embed", TINY, "latin1.txt")
+    assert done.returncode == 2
+    assert done.stderr.startswith("candlewick: error: latin1.txt is not text in UTF-8")
     done = run_python(*CLI, "embed", TINY, "-", "--truncate-dim", "3", stdin="The dog ran home.\n")
     np.testing.assert_allclose(json.loads(done.stdout), wanted[0][:3], atol=1e-6)

@@ -128,6 +128,8 @@ def conversation_of(messages: list[ChatMessage] | str) -> list[dict[str, Any]]:
     """Messages as chat templates read them."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
+    if not messages:
+        raise ValueError("the conversation is empty; give at least one message")
     return [_message(message) for message in messages]
 
 

@@ -70,7 +70,9 @@ class CandlewickEmbeddingFunction(EmbeddingFunction[Documents]):
             self._opened: Opened[cw.Embedder] = Opened.of(model_name)
             options = {key: value for key, value in self._opened.options.items() if value is not None}
             self.model_name, device = self._opened.source, options.pop("device")
-            kwargs = {"dtype": options.pop("dtype"), **{key: value for key, value in options.items() if value}}
+            # These are the usual values; another one that is False is meant.
+            usual = {"prompts": {}, "local_files_only": False}
+            kwargs = {key: value for key, value in options.items() if key not in usual or value != usual[key]}
         else:
             unknown = sorted(kwargs.keys() - _OPTIONS)
             if unknown:

@@ -306,8 +306,14 @@ class CandlewickRanker(Component):
 
         Returns:
             Copies with their scores as ``documents``, best first.
+
+        Raises:
+            ValueError: ``top_k`` is not positive.
         """
         arguments = self._arguments
+        top_k = arguments["top_k"] if top_k is None else top_k
+        if top_k is not None and top_k <= 0:
+            raise ValueError(f"top_k must be positive, got {top_k}")
         documents = list({document.id: document for document in reversed(documents)}.values())[::-1]
         names, separator = arguments["meta_fields_to_embed"], arguments["embedding_separator"]
         texts = [
@@ -322,7 +328,7 @@ class CandlewickRanker(Component):
             .rank(
                 arguments["query_prefix"] + query + arguments["query_suffix"],
                 texts,
-                top_k=top_k or arguments["top_k"],
+                top_k=top_k,
                 activation="sigmoid" if scale else "identity",
                 batch_size=arguments["batch_size"],
             )

@@ -214,11 +214,6 @@ class ChatCandlewick(BaseChatModel):
             opened = Opened("model", self.model, self.model_kwargs)
         self._opened = opened
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """Whether LangChain may write it as JSON: yes."""
-        return True
-
     @property
     def _llm_type(self) -> str:
         return "candlewick-chat"
@@ -537,6 +532,8 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
 
 def _conversation(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     """Messages as chat templates read them."""
+    if not messages:
+        raise ValueError("the conversation is empty; give at least one message")
     return [_message(message) for message in messages]
 
 

@@ -41,7 +41,8 @@ class CandlewickEmbedding(BaseEmbedding):
 
     Args:
         model_name: A hub id, a directory, ``"candlewick/tiny"``, or an open ``Embedder``; may come first, without name.
-        model_kwargs: Keywords of ``Embedder.from_pretrained``.
+        model_kwargs: Keywords of ``Embedder.from_pretrained``; ``device``, ``max_length``, ``normalize``,
+            ``cache_folder``, ``revision`` and ``token`` may also be given directly.
         encode_kwargs: Keywords of ``Embedder.encode``.
         query_instruction: What goes before a query, in place of the model's own prompt.
         text_instruction: What goes before a text, in place of the model's own prompt.
@@ -61,6 +62,7 @@ class CandlewickEmbedding(BaseEmbedding):
     _opened: Opened[cw.Embedder] = PrivateAttr()
 
     def __init__(self, model_name: str | cw.Embedder = "BAAI/bge-small-en", **data: Any) -> None:
+        _sort(type(self), data, {"device": "device", "max_length": "max_length", "normalize": "normalize"} | _HUB)
         opened, data["model_name"] = _take(model_name, cw.Embedder, data)
         data.setdefault("embed_batch_size", 256)
         super().__init__(**data)
@@ -110,7 +112,8 @@ class CandlewickLLM(LLM):
         model_name: A hub id, a directory, a ``.gguf`` file, ``"candlewick/tiny"``, an open ``Model`` (whose registered
             adapters can then be named), or a generator, such as ``candlewick.testing.ScriptedModel``; may come first,
             without name.
-        model_kwargs: Keywords of ``Model.from_pretrained``.
+        model_kwargs: Keywords of ``Model.from_pretrained``; ``device``, ``cache_folder``, ``revision`` and ``token``
+            may also be given directly.
         max_new_tokens: The most tokens to generate.
         temperature: 0 is greedy; None means the model's default.
         generate_kwargs: Further keywords of ``Generator.generate``, such as ``top_p``, ``seed`` or ``adapter``.
@@ -143,6 +146,7 @@ class CandlewickLLM(LLM):
         generator = model_name if hasattr(model_name, "agenerate") else None
         if generator is not None:
             model_name = getattr(generator, "model", None) or type(generator).__name__
+        _sort(type(self), data, {"device": "device"} | _HUB)
         opened, data["model_name"] = _take(model_name, cw.Model, data)
         super().__init__(**data)
         self._generator = generator
@@ -199,6 +203,8 @@ class CandlewickLLM(LLM):
         return prompt if formatted else str(self.completion_to_prompt(prompt))
 
     def _messages(self, messages: Sequence[ChatMessage]) -> Any:
+        if not messages:
+            raise ValueError("the conversation is empty; give at least one message")
         if not self.metadata.is_chat_model:
             return self.messages_to_prompt(messages)
         return [{"role": message.role.value, "content": _text(message)} for message in messages]
@@ -331,7 +337,8 @@ class CandlewickRerank(BaseNodePostprocessor):
         model: A hub id or directory of a cross-encoder, or an open ``Reranker``; may come first, without name.
         top_n: How many nodes to keep.
         keep_retrieval_score: Whether the score so far is kept in the metadata as ``retrieval_score``.
-        model_kwargs: Keywords of ``Reranker.from_pretrained``.
+        model_kwargs: Keywords of ``Reranker.from_pretrained``; ``device``, ``max_length``, ``cache_folder``,
+            ``revision`` and ``token`` may also be given directly.
         predict_kwargs: Keywords of ``Reranker.predict``.
     """
 
@@ -344,6 +351,7 @@ class CandlewickRerank(BaseNodePostprocessor):
     _opened: Opened[cw.Reranker] = PrivateAttr()
 
     def __init__(self, model: str | cw.Reranker = "BAAI/bge-reranker-base", **data: Any) -> None:
+        _sort(type(self), data, {"device": "device", "max_length": "max_length"} | _HUB)
         opened, data["model"] = _take(model, cw.Reranker, data)
         super().__init__(**data)
         self._opened = opened or Opened("reranker", self.model, self.model_kwargs)
@@ -373,6 +381,25 @@ class CandlewickRerank(BaseNodePostprocessor):
                 node = node.model_copy(update={"metadata": {**node.metadata, "retrieval_score": before.score}})
             found.append(NodeWithScore(node=node, score=row["score"]))
         return found
+
+
+#: What LlamaIndex's own classes call the keywords of a download, and what they are here.
+_HUB = {"cache_folder": "cache_dir", "revision": "revision", "token": "token"}
+
+
+def _sort(kind: Any, data: dict[str, Any], direct: dict[str, str]) -> None:
+    """Moves keywords of ``from_pretrained`` to where they belong, and refuses those that nobody knows."""
+    options = dict(data.get("model_kwargs") or {})
+    for name in direct.keys() & data.keys():
+        value = data.pop(name)
+        if value is not None:
+            options[direct[name]] = value
+    if options:
+        data["model_kwargs"] = options
+    known = {name for field, info in kind.model_fields.items() for name in (field, info.alias, info.validation_alias)}
+    unknown = sorted(data.keys() - known)
+    if unknown:
+        raise TypeError(f"{kind.__name__}() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def _take(given: Any, kind: type[Any], data: dict[str, Any]) -> tuple[Opened[Any] | None, str]:

@@ -149,3 +149,12 @@ print(collection.query(query_texts=["Add two numbers!"], n_results=1)["ids"], "t
 def test_collections_made_with_sentence_transformers_open_through_the_stand_in(run_python, tmp_path):
     done = run_python("-c", OLD, tmp_path / "old")
     assert done.stdout.strip() == "[['b']] False", done.stderr
+
+
+def test_what_an_open_embedder_was_told_is_stored():
+    case = Path(__file__).parents[2] / "golden" / "encoders" / "bert" / "mean"
+    function = CandlewickEmbeddingFunction(cw.Embedder.from_pretrained(case, device="cpu", normalize=False))
+    again = CandlewickEmbeddingFunction.build_from_config(json.loads(json.dumps(function.get_config())))
+    wanted = function(["The dog ran home."])[0]
+    assert abs(np.linalg.norm(wanted) - 1) > 0.1
+    np.testing.assert_allclose(again(["The dog ran home."])[0], wanted, atol=1e-6)

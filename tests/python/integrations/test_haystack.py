@@ -131,6 +131,9 @@ def test_ranker_orders_as_the_reranker():
     assert [document.score for document in found] == pytest.approx([row["score"] for row in wanted])
     assert DOCUMENTS[0].score is None
     assert len(ranker.run("dog", DOCUMENTS, top_k=1)["documents"]) == 1
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="top_k"):
+            ranker.run("dog", DOCUMENTS, top_k=wrong)
     scaled = ranker.run("dog", DOCUMENTS, scale_score=True)["documents"]
     assert all(0 < document.score < 1 for document in scaled)
     kept = ranker.run("dog", DOCUMENTS, score_threshold=wanted[1]["score"])["documents"]
@@ -210,3 +213,8 @@ async def test_pipeline(store):
     again = Pipeline.loads(written, allowed_modules=[CandlewickRanker.__module__])
     assert again.to_dict()["components"] == pipeline.to_dict()["components"]
     assert (await again.run_async(data))["chat"]["replies"][0].text == answer
+
+
+def test_an_empty_conversation_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        CandlewickChatGenerator(**TINY).run([])

@@ -155,3 +155,22 @@ async def test_metadata_keywords_and_mistakes(llm, tiny_model):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_keywords_go_where_they_belong():
+    embedding = CandlewickEmbedding(TINY, device="cpu", max_length=8, normalize=True, cache_folder=None)
+    assert embedding.model_kwargs == {"device": "cpu", "max_length": 8, "normalize": True}
+    np.testing.assert_allclose(np.linalg.norm(embedding.get_query_embedding("The dog " * 20)), 1, atol=1e-6)
+    again = CandlewickEmbedding.from_dict(embedding.to_dict())
+    assert again.model_kwargs == embedding.model_kwargs
+    assert CandlewickLLM(TINY, device="cpu").model_kwargs == {"device": "cpu"}
+    assert CandlewickRerank(RERANKER, device="cpu", max_length=16).model_kwargs == {"device": "cpu", "max_length": 16}
+    for kind in (CandlewickEmbedding, CandlewickLLM, CandlewickRerank):
+        with pytest.raises(TypeError, match="foo"):
+            kind(TINY, foo=1)
+
+
+def test_an_empty_conversation_is_refused(llm):
+    for call in (llm.chat, llm.stream_chat):
+        with pytest.raises(ValueError, match="empty"):
+            call([])

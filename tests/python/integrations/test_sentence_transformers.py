@@ -3,8 +3,10 @@
 How its searches and measures behave is held to values computed by hand or with plain numpy.
 """
 
+import inspect
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +191,47 @@ def test_measures():
     np.testing.assert_allclose(found, [0.8 * np.sqrt(2)], atol=1e-6)
 
 
+def test_distances_take_little_memory(monkeypatch):
+    random = np.random.default_rng(0)
+    a, b = (random.standard_normal((64, 20_000)).astype(np.float32) for _ in range(2))
+    b[3] = a[5]
+    for measure, norm in ((util.euclidean_sim, 2), (util.manhattan_sim, 1)):
+        tracemalloc.start()
+        found = measure(a, b)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        # All differences at once would be 328 MB.
+        assert peak < 80e6
+        wanted = -np.array([np.linalg.norm((row - b).astype(np.float64), norm, axis=1) for row in a])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-3)
+        monkeypatch.setattr(util, "_AT_ONCE", 50_000)
+        np.testing.assert_allclose(measure(a[:, :90], b[:, :90]), measure(a[:, :90].copy(), b[:, :90]), rtol=1e-6)
+        assert measure(a[:0], b).shape == (0, 64)
+
+
+def test_cross_encoders_have_prompts():
+    model = CrossEncoder(str(RERANKERS[0]), device="cpu", prompts={"query": "A "}, default_prompt_name="query")
+    plain = CrossEncoder(str(RERANKERS[0]), device="cpu")
+    prompted = [("A " + first, second) for first, second in PAIRS]
+    np.testing.assert_array_equal(model.predict(PAIRS), plain.predict(prompted))
+    np.testing.assert_array_equal(model.predict(PAIRS, prompt=""), plain.predict(PAIRS))
+    np.testing.assert_array_equal(plain.predict(PAIRS, prompt="A "), plain.predict(prompted))
+    with pytest.raises(ValueError, match="absent"):
+        plain.predict(PAIRS, prompt_name="absent")
+    with pytest.raises(ValueError, match="absent"):
+        CrossEncoder(str(RERANKERS[0]), default_prompt_name="absent")
+
+
+def test_signatures(bert):
+    theirs = list(inspect.signature(SentenceTransformer.encode).parameters)
+    for method in (SentenceTransformer.encode_query, SentenceTransformer.encode_document):
+        assert list(inspect.signature(method).parameters) == [name for name in theirs if name != "sentences"]
+    np.testing.assert_array_equal(bert.encode("a", precision=None), bert.encode("a"))
+    np.testing.assert_array_equal(bert.encode_query("a", truncate_dim=4), bert.encode("a", truncate_dim=4))
+    scores = CrossEncoder(str(RERANKERS[0]), device="cpu").predict(PAIRS, convert_to_numpy=False)
+    assert [np.shape(score) for score in scores] == [()] * len(PAIRS)
+
+
 def test_searches():
     angles = np.array([0.0, 0.1, 0.21, 2.0, 2.05, 4.0])
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
@@ -239,6 +282,10 @@ from sentence_transformers.cross_encoder import CrossEncoder
 from sentence_transformers.util import cos_sim, semantic_search
 from sentence_transformers.util.similarity import dot_score
 from sentence_transformers.quantization import quantize_embeddings
+from sentence_transformers.sentence_transformer.model import SentenceTransformer
+from sentence_transformers.cross_encoder.model import CrossEncoder
+import sentence_transformers.cross_encoder.model
+assert sentence_transformers.cross_encoder.model.CrossEncoder is ours.CrossEncoder
 from sentence_transformers.SentenceTransformer import SentenceTransformer as again
 assert again is SentenceTransformer is ours.SentenceTransformer
 assert importlib.util.find_spec("sentence_transformers") is not None

@@ -57,8 +57,9 @@ def install() -> ModuleType:
         setattr(module.util, part, _module(f"{name}.util.{part}", tools))
     for part, names in _PARTS.items():
         inner = _module(f"{name}.{part}", {key: whole[key] for key in names})
-        if part not in whole:
-            setattr(module, part, inner)
+        parent, _, last = part.rpartition(".")
+        if last not in whole:
+            setattr(sys.modules[f"{name}.{parent}" if parent else name], last, inner)
     return module
 
 
@@ -66,7 +67,10 @@ def install() -> ModuleType:
 _PARTS = {
     "SentenceTransformer": ("SentenceTransformer",),
     "sentence_transformer": ("SentenceTransformer",),
+    "sentence_transformer.model": ("SentenceTransformer",),
     "cross_encoder": ("CrossEncoder",),
+    "cross_encoder.CrossEncoder": ("CrossEncoder",),
+    "cross_encoder.model": ("CrossEncoder",),
     "quantization": ("quantize_embeddings",),
     "similarity_functions": ("SimilarityFunction",),
 }

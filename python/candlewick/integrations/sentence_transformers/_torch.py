@@ -21,7 +21,7 @@ def torch() -> Any:
 def tensor(values: Any) -> Any:
     """A tensor of an array where torch is, else the array."""
     module = torch()
-    return values if module is None else module.from_numpy(np.ascontiguousarray(values))
+    return values if module is None else module.from_numpy(np.asarray(values, order="C"))
 
 
 def required_tensor(values: Any) -> Any:
@@ -32,7 +32,13 @@ def required_tensor(values: Any) -> Any:
     """
     import torch as module
 
-    return module.from_numpy(np.ascontiguousarray(values))
+    return module.from_numpy(np.asarray(values, order="C"))
+
+
+def device(name: str) -> Any:
+    """A device of torch where torch is, else its name."""
+    module = torch()
+    return name if module is None else module.device(name.replace("metal", "mps"))
 
 
 def array(values: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import candlewick as cw
 
 from .._opened import Opened
-from . import _loading
+from . import _loading, _torch
 from ._torch import array, required_tensor, tensor
 
 
@@ -20,8 +20,8 @@ class CrossEncoder:
         model_name_or_path: A hub id, a directory, or a ``Reranker``.
         num_labels: If given, it must be what the checkpoint has.
         max_length: The longest pair in tokens.
-        activation_fn: What scores go through: ``torch.nn.Sigmoid()``, ``torch.nn.Identity()``, one of these names, or
-            any function; None means as the repository says.
+        activation_fn: What scores go through: ``torch.nn.Sigmoid()`` or another class of torch, its name, or any
+            function; None means as the repository says.
         device: As ``"cpu"``, ``"cuda:0"`` or ``"mps"``; None means the best there is.
         cache_folder: Where downloads are kept.
         trust_remote_code: No effect: no code of a repository is ever run.
@@ -33,6 +33,8 @@ class CrossEncoder:
         config_kwargs: Must be empty.
         model_card_data: No effect.
         backend: No effect: candlewick is the backend.
+        prompts: Prompts by name, besides those of the repository.
+        default_prompt_name: The prompt that is used where none is named.
         **older: Keywords of older versions of that library.
     """
 
@@ -54,6 +56,8 @@ class CrossEncoder:
         config_kwargs: dict[str, Any] | None = None,
         model_card_data: Any = None,  # noqa: ARG002
         backend: str = "torch",
+        prompts: dict[str, str] | None = None,
+        default_prompt_name: str | None = None,
         **older: Any,
     ) -> None:
         def named(value: Any, *names: str) -> Any:
@@ -88,7 +92,13 @@ class CrossEncoder:
             if max_length is not None:
                 options["max_length"] = max_length
             self._opened = Opened("reranker", str(model_name_or_path), options)
-        labels = self._opened.get().num_labels
+        reranker = self._opened.get()
+        #: Prompts by name; may be changed.
+        self.prompts: dict[str, str] = {**reranker.prompts, **(prompts or {})}
+        self.default_prompt_name = default_prompt_name or reranker.default_prompt_name
+        if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
+            raise ValueError(f"default_prompt_name {self.default_prompt_name!r} is none of {list(self.prompts)}")
+        labels = reranker.num_labels
         if num_labels not in (None, labels):
             raise ValueError(f"num_labels is {num_labels}, but the checkpoint has a head of {labels}")
         #: What scores go through where ``predict`` is not told; None means as the repository says.
@@ -117,8 +127,8 @@ class CrossEncoder:
 
         Args:
             inputs: A pair, or several.
-            prompt_name: Must be None: cross-encoders here have no prompts.
-            prompt: Must be None.
+            prompt_name: Name of the prompt to put before the first text of every pair.
+            prompt: The prompt itself; wins over the name.
             batch_size: The most pairs of one pass.
             show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
             activation_fn: As for the class.
@@ -135,8 +145,11 @@ class CrossEncoder:
         Returns:
             A score for a pair; ``[pairs]`` for several, ``[pairs, labels]`` for a model of several labels.
         """
-        if prompt_name is not None or prompt is not None:
-            raise ValueError("cross-encoders have no prompts here")
+        if prompt is None:
+            name = prompt_name or self.default_prompt_name
+            if name is not None and name not in self.prompts:
+                raise ValueError(f"there is no prompt {name!r} among {list(self.prompts)}")
+            prompt = self.prompts[name] if name is not None else ""
         if batch_size <= 0:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
         if device is not None and not isinstance(device, (list, tuple)):
@@ -146,10 +159,11 @@ class CrossEncoder:
         # A single pair is a sequence of two texts; a list of pairs is not.
         single = len(pairs) == 2 and all(isinstance(text, str) for text in pairs)
         chosen = activation_fn or activation_fct or self.activation_fn
-        name, function = _activation(chosen)
+        activation, function = _activation(chosen)
         scores = self._opened.get().predict(
             [tuple(pairs)] if single else [tuple(pair) for pair in pairs],
-            activation="identity" if function is not None else name,
+            prompt=prompt,
+            activation="identity" if function is not None else activation,
             apply_softmax=bool(apply_softmax) and function is None,
             batch_size=batch_size,
             show_progress_bar=show_progress_bar,
@@ -250,9 +264,9 @@ class CrossEncoder:
         return self._opened.get().tokenizer
 
     @property
-    def device(self) -> str:
-        """Where the model is, such as ``"cpu"``."""
-        return self._opened.get().device
+    def device(self) -> Any:
+        """Where the model is: a device of torch where the program has imported it, else a name such as ``"cpu"``."""
+        return _torch.device(self._opened.get().device)
 
     def to(self, device: Any) -> CrossEncoder:
         """Move the model.
@@ -264,7 +278,7 @@ class CrossEncoder:
             The model itself.
         """
         name = _loading.device_name(device)
-        if name.removesuffix(":0") != self.device.removesuffix(":0"):
+        if name.removesuffix(":0") != self._opened.get().device.removesuffix(":0"):
             self._reopen(device=name)
         return self
 
@@ -291,9 +305,11 @@ def _activation(given: Any) -> tuple[str | None, Any]:
     """The activation by candlewick's name, or a function for everything else."""
     if given is None:
         return None, None
-    name = (given if isinstance(given, str) else type(given).__name__).rpartition(".")[2].lower()
+    if isinstance(given, str):
+        return given.rpartition(".")[2], None
+    name = type(given).__name__.lower()
     if name in ("identity", "sigmoid"):
         return name, None
     if callable(given):
         return None, given
-    raise ValueError(f"activation_fn {given!r} is neither a sigmoid nor the identity nor a function")
+    raise ValueError(f"activation_fn {given!r} is neither the name of a class of torch nor a function")

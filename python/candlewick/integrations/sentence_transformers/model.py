@@ -10,7 +10,7 @@ import numpy as np
 import candlewick as cw
 
 from .._opened import Opened, repository
-from . import _loading, util
+from . import _loading, _torch, util
 from ._torch import required_tensor, tensor
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class SentenceTransformer:
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: str | None = "sentence_embedding",
-        precision: str = "float32",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Any = None,
@@ -135,7 +135,7 @@ class SentenceTransformer:
             batch_size: The most texts of one pass. Without padding it matters little.
             show_progress_bar: Whether to show a bar; None means if the logger shows INFO.
             output_value: ``"sentence_embedding"``, ``"token_embeddings"``, or None for a dict of both per text.
-            precision: ``"float32"``, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
+            precision: ``"float32"``, which None means too, ``"int8"``, ``"uint8"``, ``"binary"`` or ``"ubinary"``.
             convert_to_numpy: One array; False gives a list of vectors.
             convert_to_tensor: One tensor of torch, which has to be installed.
             device: Where to compute; the model moves there.
@@ -172,7 +172,7 @@ class SentenceTransformer:
         if output_value != "sentence_embedding":
             found = self._tokens(embedder, texts, options, output_value)
             return found[0] if single else found
-        vectors = embedder.encode(texts, precision=precision, **options)
+        vectors = embedder.encode(texts, precision=precision or "float32", **options)
         if convert_to_tensor:
             vectors = required_tensor(vectors)
         elif not convert_to_numpy:
@@ -201,6 +201,15 @@ class SentenceTransformer:
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str | None = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: dict[str, Any] | None = None,
+        chunk_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """As ``encode``, with the prompt called ``"query"``, if there is one and none is given.
@@ -211,13 +220,38 @@ class SentenceTransformer:
             prompt: Another prompt.
             batch_size: As for ``encode``.
             show_progress_bar: As for ``encode``.
-            **kwargs: Further keywords of ``encode``.
+            output_value: As for ``encode``.
+            precision: As for ``encode``.
+            convert_to_numpy: As for ``encode``.
+            convert_to_tensor: As for ``encode``.
+            device: As for ``encode``.
+            normalize_embeddings: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            pool: As for ``encode``.
+            chunk_size: As for ``encode``.
+            **kwargs: ``sentences``, the older name of ``inputs``.
 
         Returns:
             As ``encode``.
         """
         prompt_name = self._role(QUERY, prompt_name, prompt)
-        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **kwargs)
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            convert_to_numpy,
+            convert_to_tensor,
+            device,
+            normalize_embeddings,
+            truncate_dim,
+            pool,
+            chunk_size,
+            **kwargs,
+        )
 
     def encode_document(
         self,
@@ -226,6 +260,15 @@ class SentenceTransformer:
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str | None = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: dict[str, Any] | None = None,
+        chunk_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """As ``encode``, with the prompt called ``"document"``, ``"passage"`` or ``"corpus"``, if there is one.
@@ -236,13 +279,38 @@ class SentenceTransformer:
             prompt: Another prompt.
             batch_size: As for ``encode``.
             show_progress_bar: As for ``encode``.
-            **kwargs: Further keywords of ``encode``.
+            output_value: As for ``encode``.
+            precision: As for ``encode``.
+            convert_to_numpy: As for ``encode``.
+            convert_to_tensor: As for ``encode``.
+            device: As for ``encode``.
+            normalize_embeddings: As for ``encode``.
+            truncate_dim: As for ``encode``.
+            pool: As for ``encode``.
+            chunk_size: As for ``encode``.
+            **kwargs: ``sentences``, the older name of ``inputs``.
 
         Returns:
             As ``encode``.
         """
         prompt_name = self._role(DOCUMENT, prompt_name, prompt)
-        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **kwargs)
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            convert_to_numpy,
+            convert_to_tensor,
+            device,
+            normalize_embeddings,
+            truncate_dim,
+            pool,
+            chunk_size,
+            **kwargs,
+        )
 
     def _role(self, names: tuple[str, ...], prompt_name: str | None, prompt: str | None) -> str | None:
         if prompt_name is not None or prompt is not None:
@@ -361,9 +429,9 @@ class SentenceTransformer:
     preprocess = tokenize
 
     @property
-    def device(self) -> str:
-        """Where the model is, such as ``"cpu"``."""
-        return self._opened.get().device
+    def device(self) -> Any:
+        """Where the model is: a device of torch where the program has imported it, else a name such as ``"cpu"``."""
+        return _torch.device(self._opened.get().device)
 
     @property
     def dtype(self) -> str:
@@ -380,7 +448,7 @@ class SentenceTransformer:
             The model itself.
         """
         name = _loading.device_name(device)
-        if name.removesuffix(":0") != self.device.removesuffix(":0"):
+        if name.removesuffix(":0") != self._opened.get().device.removesuffix(":0"):
             self._reopen(device=name)
         return self
 

@@ -36,8 +36,8 @@ __all__ = [
     "truncate_embeddings",
 ]
 
-#: Rows that are compared at once where differences of all pairs are needed.
-_ROWS = 256
+#: Numbers that are held at once where the differences of all pairs are needed.
+_AT_ONCE = 1 << 22
 
 
 def cos_sim(a: Any, b: Any) -> Any:
@@ -89,7 +89,7 @@ def euclidean_sim(a: Any, b: Any) -> Any:
     Returns:
         ``[n, m]``.
     """
-    return tensor(_distances(a, b, lambda difference: -np.sqrt(np.square(difference).sum(-1))))
+    return tensor(-_blocks(a, b, _euclidean, np.shape(array(b))[-1] // 256))
 
 
 def manhattan_sim(a: Any, b: Any) -> Any:
@@ -102,7 +102,8 @@ def manhattan_sim(a: Any, b: Any) -> Any:
     Returns:
         ``[n, m]``.
     """
-    return tensor(_distances(a, b, lambda difference: -np.abs(difference).sum(-1)))
+    width = np.shape(array(b))[-1]
+    return tensor(-_blocks(a, b, lambda first, second: np.abs(first[:, None] - second[None]).sum(-1), width))
 
 
 def pairwise_cos_sim(a: Any, b: Any) -> Any:
@@ -476,10 +477,24 @@ def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
 
 
-def _distances(a: Any, b: Any, measure: Callable[[Any], Any]) -> npt.NDArray[np.float32]:
-    first, second = floats(a), floats(b)
-    rows = [measure(first[begin : begin + _ROWS, None] - second[None]) for begin in range(0, max(len(first), 1), _ROWS)]
-    return np.concatenate(rows).astype(np.float32)
+def _euclidean(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Distances of all pairs by their products, in float64 because of what cancels."""
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    squares = np.square(one).sum(-1)[:, None] + np.square(other).sum(-1)[None] - 2 * one @ other.T
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def _blocks(a: Any, b: Any, measure: Callable[[Any, Any], Any], cost: int) -> npt.NDArray[np.float32]:
+    """A measure of all pairs that holds `cost` numbers for each, some rows and columns at a time."""
+    first, second, cost = floats(a), floats(b), max(cost, 1)
+    found = np.empty((len(first), len(second)), np.float32)
+    columns = max(min(len(second), _AT_ONCE // cost, 8192), 1)
+    rows = max(_AT_ONCE // (cost * columns), 1)
+    for top in range(0, len(first), rows):
+        for left in range(0, len(second), columns):
+            block = measure(first[top : top + rows], second[left : left + columns])
+            found[top : top + rows, left : left + columns] = block
+    return found
 
 
 def _best(
