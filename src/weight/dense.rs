@@ -25,7 +25,7 @@ impl DenseWeight {
 }
 
 /// The format of a plain dtype.
-fn plain_format(dtype: DType) -> Result<Format> {
+pub(super) fn plain_format(dtype: DType) -> Result<Format> {
     match dtype {
         DType::F32 => Ok(Format::F32),
         DType::F16 => Ok(Format::F16),
@@ -41,6 +41,10 @@ impl Weight for DenseWeight {
             Some(bias) => y.broadcast_add(&bias.detach())?,
             None => y,
         })
+    }
+
+    fn gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        kernels::linear::gradient(dy, &self.tensor)
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {
@@ -87,9 +91,18 @@ pub fn to_bytes(tensor: &Tensor) -> Result<(Format, Vec<u8>)> {
     let format = plain_format(tensor.dtype())?;
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     let bytes = match format {
-        Format::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
-        Format::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
-        _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        Format::BF16 => joined(&flat.to_vec1()?, bf16::to_le_bytes),
+        Format::F16 => joined(&flat.to_vec1()?, f16::to_le_bytes),
+        _ => joined(&flat.to_vec1()?, f32::to_le_bytes),
     };
     Ok((format, bytes))
+}
+
+/// The bytes of all values, one after the other.
+fn joined<T: Copy, const BYTES: usize>(values: &[T], bytes_of: fn(T) -> [u8; BYTES]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * BYTES];
+    for (to, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+        *to = bytes_of(*value);
+    }
+    bytes
 }

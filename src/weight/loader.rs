@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::dense::plain_format;
 use super::{BlockFormat, DenseWeight, Format, GgmlWeight, PackedWeight, TensorSource, Weight, hold};
 use crate::{Error, Result, device};
 
@@ -143,9 +144,9 @@ impl<'a> Loader<'a> {
         if !self.device.is_cpu() {
             return hold(&self.plain(name, &shape, format, self.dtype)?);
         }
-        // Packed straight from the file where its type is the one asked for.
-        if plain_dtype(format) == Some(dtype) {
-            return Ok(Arc::new(PackedWeight::new(format, &self.source.bytes(name)?, shape[1])?));
+        if plain_dtype(format).is_some() {
+            let (held, bytes) = (plain_format(dtype)?, self.source.bytes(name)?);
+            return Ok(Arc::new(PackedWeight::converted(held, format, &bytes, shape[1])?));
         }
         hold(&self.plain(name, &shape, format, dtype)?)
     }
@@ -239,7 +240,11 @@ impl Scope<'_> {
     pub fn matrix(&self, name: &str, out: usize, inn: usize) -> Result<Arc<dyn Weight>> {
         let name = self.join(name);
         match self.loader.check(&name, &[out, inn]) {
-            Some(format) => self.loader.matrix(&name, [out, inn], format),
+            Some(format) => {
+                let matrix = self.loader.matrix(&name, [out, inn], format);
+                self.loader.source.release(&name);
+                matrix
+            }
             None => {
                 let nothing = Tensor::zeros((0, 0), self.loader.dtype, self.device())?;
                 Ok(Arc::new(DenseWeight::new(nothing)?))

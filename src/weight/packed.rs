@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{Format, Weight};
 use crate::kernels::cpu::{Element, PackedMatrix};
-use crate::kernels::linear::packed_linear;
+use crate::kernels::linear::{packed_gradient, packed_linear};
 use crate::{Error, Result};
 
 /// A packed matrix `[out, in]` on the CPU.
@@ -22,10 +22,20 @@ impl PackedWeight {
     /// # Errors
     /// [`Error::InvalidArgument`] for a format that is not f32, f16 or bf16, or bytes that are not whole rows.
     pub fn new(format: Format, bytes: &[u8], inn: usize) -> Result<Self> {
-        let Some(element) = element(format) else {
-            return Err(Error::argument("format", format!("{format:?}"), "F32, F16 or BF16"));
+        Self::converted(format, format, bytes, inn)
+    }
+
+    /// Packs values of `stored` as values of `format`, each rounded to the nearest.
+    ///
+    /// # Errors
+    /// As [`PackedWeight::new`].
+    pub fn converted(format: Format, stored: Format, bytes: &[u8], inn: usize) -> Result<Self> {
+        let plain = |format| {
+            let not_plain = || Error::argument("format", format!("{format:?}"), "F32, F16 or BF16");
+            element(format).ok_or_else(not_plain)
         };
-        Ok(Self { matrix: Arc::new(PackedMatrix::pack(element, &[bytes], inn)?) })
+        let matrix = PackedMatrix::pack_as(plain(format)?, plain(stored)?, &[bytes], inn)?;
+        Ok(Self { matrix: Arc::new(matrix) })
     }
 }
 
@@ -42,6 +52,10 @@ fn element(format: Format) -> Option<Element> {
 impl Weight for PackedWeight {
     fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         packed_linear(x, &self.matrix, bias)
+    }
+
+    fn gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        packed_gradient(dy, &self.matrix)
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {

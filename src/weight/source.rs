@@ -96,6 +96,10 @@ pub trait TensorSource: Send + Sync {
     fn info(&self, name: &str) -> Option<TensorInfo>;
     /// The tensor's bytes, row-major, little endian.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>>;
+    /// Says that the tensor has been copied and is not read again soon, so that it need not stay in memory.
+    ///
+    /// Only a hint: [`TensorSource::bytes`] gives the same afterwards.
+    fn release(&self, _name: &str) {}
     /// The file or directory, for error messages.
     fn path(&self) -> &Path;
 }

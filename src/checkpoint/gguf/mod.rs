@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-use super::safetensors::map_file;
+use super::safetensors::{map_file, release_pages};
 use crate::weight::{TensorInfo, TensorSource};
 use crate::{Error, Result};
 use header::Header;
@@ -178,6 +178,12 @@ impl TensorSource for GgufSource {
         match stored.pairs {
             Some(head_rows) => Ok(Cow::Owned(from_pairs(bytes, stored.info.shape[0], head_rows))),
             None => Ok(Cow::Borrowed(bytes)),
+        }
+    }
+
+    fn release(&self, name: &str) {
+        if let Some(stored) = self.tensors.get(name) {
+            release_pages(&self.parts[stored.part], &stored.range);
         }
     }
 

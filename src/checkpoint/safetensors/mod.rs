@@ -164,6 +164,12 @@ impl TensorSource for SafetensorsSource {
         }
     }
 
+    fn release(&self, name: &str) {
+        if let Some(entry) = self.entries.get(name) {
+            release_pages(&self.shards[entry.shard], &entry.range);
+        }
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }
@@ -217,6 +223,21 @@ pub(super) fn map_file(path: &Path) -> Result<Mmap> {
     // SAFETY: the mapping is read-only and private to this process. Like every mapped file it must not be truncated by
     // somebody else while it is in use; checkpoints are replaced by rename, which leaves the mapped file as it is.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))
+}
+
+/// Lets the system take back the pages of a part of a file mapped by [`map_file`]; they are read again when touched.
+pub(super) fn release_pages(map: &Mmap, range: &Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the mapping is of a file and is never written to, so its pages can be had again from the file.
+        let advised = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+        // Only a hint: where the system does not take it, the pages stay.
+        drop(advised);
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 fn no_weights(directory: &Path) -> Error {

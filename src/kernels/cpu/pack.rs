@@ -1,8 +1,11 @@
 //! A weight matrix in the one layout that serves many rows of activations and a single one.
 //!
-//! Values keep their type and every bit: nothing is converted, so the matrix can be written back as it was read. It
-//! holds no gradient and cannot be changed after packing. The layout is described in `tile.rs`.
+//! Values keep every bit unless another type is asked for, so the matrix can be written back as it was read. It holds
+//! no gradient and cannot be changed after packing. The layout is described in `tile.rs`.
 
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::MmapMut;
 
@@ -54,6 +57,54 @@ impl Element {
             _ => unreachable!("a value has size_in_bytes bytes"),
         }
     }
+
+    /// Spreads rows over the lanes of a strip that comes filled with zeros.
+    fn pack_strip<'a>(self, rows: impl Iterator<Item = &'a [u8]> + Clone, strip: &mut [u8]) {
+        match self {
+            Element::F32 | Element::Bf16 => pack_strip::<4>(rows, strip),
+            Element::F16 => pack_strip::<2>(rows, strip),
+        }
+    }
+}
+
+/// Writes the little-endian values of `from`, as those of another type, to `to`, which has as many.
+fn convert(from: Element, bytes: &[u8], element: Element, to: &mut [u8]) {
+    // Pieces that stay in registers and the first-level cache; the bytes of a file are not aligned.
+    const PIECE: usize = 64;
+    let mut values = [0.0; PIECE];
+    let pieces =
+        bytes.chunks(PIECE * from.size_in_bytes()).zip(to.chunks_mut(PIECE * element.size_in_bytes()));
+    for (piece, to) in pieces {
+        let values = &mut values[..piece.len() / from.size_in_bytes()];
+        let pairs = || piece.as_chunks::<2>().0.iter().copied();
+        match from {
+            Element::F32 => {
+                values.iter_mut().zip(piece.as_chunks().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b))
+            }
+            Element::Bf16 => {
+                values.iter_mut().zip(pairs()).for_each(|(v, b)| *v = bf16::from_le_bytes(b).to_f32())
+            }
+            Element::F16 => {
+                let mut halves = [f16::ZERO; PIECE];
+                halves.iter_mut().zip(pairs()).for_each(|(half, b)| *half = f16::from_le_bytes(b));
+                halves[..values.len()].convert_to_f32_slice(values);
+            }
+        }
+        match element {
+            Element::F32 => {
+                to.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, v)| *b = v.to_le_bytes())
+            }
+            Element::Bf16 => {
+                let to = to.as_chunks_mut().0.iter_mut();
+                to.zip(values).for_each(|(b, v)| *b = bf16::from_f32(*v).to_le_bytes());
+            }
+            Element::F16 => {
+                let mut halves = [f16::ZERO; PIECE];
+                halves[..values.len()].convert_from_f32_slice(values);
+                to.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(b, half)| *b = half.to_le_bytes());
+            }
+        }
+    }
 }
 
 /// Zeroed memory of at least `bytes` bytes, page-aligned, in huge pages where the system has them.
@@ -89,7 +140,12 @@ impl PackedMatrix {
     /// Each part holds whole rows of `inn` values and may start at any address, such as inside a mapped file. Fails
     /// when a part is not a whole number of rows, or when memory runs out.
     pub fn pack(element: Element, parts: &[&[u8]], inn: usize) -> Result<Self> {
-        let row_bytes = inn * element.size_in_bytes();
+        Self::pack_as(element, element, parts, inn)
+    }
+
+    /// The same of values of type `from`, each rounded to the nearest value of `element`, ties to even.
+    pub fn pack_as(element: Element, from: Element, parts: &[&[u8]], inn: usize) -> Result<Self> {
+        let row_bytes = inn * from.size_in_bytes();
         let mut rows = Vec::new();
         for part in parts.iter().filter(|part| !part.is_empty()) {
             if row_bytes == 0 || part.len() % row_bytes != 0 {
@@ -98,7 +154,17 @@ impl PackedMatrix {
             }
             rows.extend(part.chunks_exact(row_bytes));
         }
-        Self::pack_rows(element, rows.len(), inn, |row| rows[row])
+        if from == element {
+            return Self::pack_rows(element, rows.len(), inn, |row| rows[row]);
+        }
+        Self::pack_strips(element, rows.len(), inn, |rows_of_strip, packed| {
+            let mut values = vec![0; rows_of_strip.len() * inn * element.size_in_bytes()];
+            let converted = values.chunks_exact_mut(inn * element.size_in_bytes());
+            for (row, values) in rows[rows_of_strip].iter().zip(converted) {
+                convert(from, row, element, values);
+            }
+            element.pack_strip(values.chunks_exact(inn * element.size_in_bytes()), packed);
+        })
     }
 
     /// Packs row-major f32 values of shape `[out, inn]`; fails when there are not that many.
@@ -121,15 +187,21 @@ impl PackedMatrix {
         inn: usize,
         row: impl Fn(usize) -> &'a [u8] + Sync,
     ) -> Result<Self> {
+        Self::pack_strips(element, out, inn, |rows, packed| element.pack_strip(rows.map(&row), packed))
+    }
+
+    /// `fill` writes the rows of one strip.
+    fn pack_strips(
+        element: Element,
+        out: usize,
+        inn: usize,
+        fill: impl Fn(Range<usize>, &mut [u8]) + Sync,
+    ) -> Result<Self> {
         let strip_bytes = inn.div_ceil(element.step_values()) * element.step_bytes();
         let bytes = out.div_ceil(STRIP) * strip_bytes;
         let mut data = anonymous(bytes)?;
         global().parallel_chunks(&mut data[..bytes], strip_bytes, |strip, packed| {
-            let rows = (strip * STRIP..out.min((strip + 1) * STRIP)).map(&row);
-            match element {
-                Element::F32 | Element::Bf16 => pack_strip::<4>(rows, packed),
-                Element::F16 => pack_strip::<2>(rows, packed),
-            }
+            fill(strip * STRIP..out.min((strip + 1) * STRIP), packed);
         });
         Ok(Self { element, out, inn, data })
     }

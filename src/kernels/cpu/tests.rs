@@ -235,6 +235,27 @@ fn packed_values_come_back_unchanged() {
 }
 
 #[test]
+fn values_of_another_type_are_rounded_to_the_nearest() {
+    let mut values = noise(37 * 67, 5);
+    // Ties in both directions, a value too large for f16, one too small for its normal range, and what is not a number.
+    let special = [1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8), 1.0 + 2f32.powi(-11), 1e6, 3e-6, -0.0];
+    values[65..71].copy_from_slice(&special);
+    values[130..133].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    for (from, element) in Element::ALL.into_iter().flat_map(|a| Element::ALL.map(|b| (a, b))) {
+        let (bytes, exact) = stored(from, &values);
+        let shifted = [&[0], bytes.as_slice()].concat();
+        let matrix = PackedMatrix::pack_as(element, from, &[&shifted[1..]], 67).unwrap();
+        assert_eq!((matrix.shape(), matrix.element()), ((37, 67), element));
+        let mut got = vec![0.0; values.len()];
+        matrix.unpack_f32(&mut got);
+        for (got, expected) in got.iter().zip(stored(element, &exact).1) {
+            assert_eq!(got.is_nan(), expected.is_nan(), "{from:?} as {element:?}");
+            assert!(got.is_nan() || got.to_bits() == expected.to_bits(), "{from:?} as {element:?}: {got}");
+        }
+    }
+}
+
+#[test]
 fn parts_must_be_whole_rows() {
     let error = PackedMatrix::pack(Element::Bf16, &[&[0; 12], &[0; 7]], 3).unwrap_err();
     assert!(error.to_string().contains("got 7, expected a multiple of 6"), "{error}");
