@@ -148,7 +148,7 @@ impl Runner<'_> {
         let mut rest = work.as_slice();
         while !rest.is_empty() {
             let count = fitting(rest, self.max_inputs.unwrap_or(usize::MAX));
-            self.encoder.in_pool(|| self.pass(&rest[..count], take))?;
+            self.encoder.interruptible(self.watch.cancelled, || self.pass(&rest[..count], take))?;
             rest = &rest[count..];
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::classifier::Classifier;
 use super::load::{Checkpoint, LoadOptions};
 use super::model::{check_memory, check_process};
 use super::{ARCHITECTURES, ENCODERS, EncoderArchitecture, Fields, supported, token_types};
-use crate::nn::{Decoder, Encoder, Linear, Pass};
+use crate::nn::{self, Decoder, Encoder, Linear, Pass};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{Loader, Scope};
 use crate::{Error, Result, device};
@@ -236,9 +236,16 @@ impl TextEncoder {
         Ok(self.inner.execution.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs a part of a loop, and gives back at its end what the device's driver hands out until then.
-    pub fn in_pool<R>(&self, step: impl FnOnce() -> R) -> R {
-        device::in_pool(&self.inner.device, step)
+    /// Runs a part of a loop, and gives back at its end what the device's driver hands out until then; it is given up within a fraction of a kernel's time once `cancelled` says so and keeps to it.
+    ///
+    /// # Errors
+    /// Those of `step`, and [`Error::Internal`] where it was given up; what it left behind is unspecified then.
+    pub fn interruptible<R>(
+        &self,
+        cancelled: &(dyn Fn() -> bool + Sync),
+        step: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        nn::interruptible(cancelled, || device::in_pool(&self.inner.device, step))
     }
 
     /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.

@@ -24,5 +24,5 @@ pub use kv_cache::{KvCache, KvLayout};
 pub use linear::Linear;
 pub use mlp::GatedMlp;
 pub use norm::{LayerNorm, RmsNorm};
-pub use pass::Pass;
+pub use pass::{Pass, interruptible};
 pub use rope::{Rope, RopeConfig, RopeScaling, RopeTables};

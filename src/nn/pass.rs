@@ -4,7 +4,23 @@ use candle_core::Device;
 
 use super::{AdapterPlan, KvCache, Rope, RopeTables};
 use crate::batch::Batch;
+use crate::kernels::cpu::pool;
 use crate::{Error, Result};
+
+/// Runs `work`, which is given up within a fraction of a kernel's time once `cancelled` says so and keeps to it.
+///
+/// # Errors
+/// Those of `work`, and [`Error::Internal`] where it was given up; what it left behind is unspecified then.
+pub fn interruptible<R>(
+    cancelled: &(dyn Fn() -> bool + Sync),
+    work: impl FnOnce() -> Result<R>,
+) -> Result<R> {
+    pool::unless(cancelled, work).unwrap_or_else(|| Err(given_up()))
+}
+
+fn given_up() -> Error {
+    Error::internal("a pass was given up", "nobody waits for its results")
+}
 
 /// The batch, the caches its sequences continue, and the adapters its rows use.
 pub struct Pass<'a> {
@@ -49,10 +65,7 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// [`Error::Internal`] where it is.
     pub fn check(&self) -> Result<()> {
-        if self.is_cancelled() {
-            return Err(Error::internal("a pass was given up", "nobody waits for its results"));
-        }
-        Ok(())
+        if self.is_cancelled() { Err(given_up()) } else { Ok(()) }
     }
 
     /// The batch.

@@ -24,6 +24,47 @@ pub const THREADS_VARIABLE: &str = "CANDLEWICK_NUM_THREADS";
 thread_local! {
     /// Whether this thread is inside a task; what it starts then runs inline.
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
+    /// Asked before each task that this thread starts.
+    static STOP: Cell<Option<Stop>> = const { Cell::new(None) };
+}
+
+/// A borrowed question without its lifetime.
+#[derive(Clone, Copy)]
+struct Stop(*const (dyn Fn() -> bool + Sync));
+
+// SAFETY: what it points to may be called from any thread, and lives as long as the call of `unless` that set it, which
+// waits for all tasks.
+unsafe impl Sync for Stop {}
+
+impl Stop {
+    /// # Safety
+    /// The call of [`unless`] that borrowed it has not returned.
+    unsafe fn says_so(&self) -> bool {
+        // SAFETY: by this function's contract.
+        unsafe { (*self.0)() }
+    }
+}
+
+/// Runs `work`; once `stop` says yes, which it must not take back, the kernels that `work` calls leave out all tasks
+/// that have not begun, and there is no result.
+///
+/// What kernels compute after that is unspecified. The result of `work` is dropped here, and it must leave nothing else
+/// behind that counts.
+pub fn unless<T>(stop: &(dyn Fn() -> bool + Sync), work: impl FnOnce() -> T) -> Option<T> {
+    struct Restore(Option<Stop>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            STOP.set(self.0);
+        }
+    }
+    let pointer: *const (dyn Fn() -> bool + Sync + '_) = stop;
+    // SAFETY: only the lifetime changes. The pointer is followed in calls of `Pool::parallel` by this thread alone, and
+    // taken back before this function returns.
+    let pointer: *const (dyn Fn() -> bool + Sync + 'static) = unsafe { std::mem::transmute(pointer) };
+    let restore = Restore(STOP.replace(Some(Stop(pointer))));
+    let result = work();
+    drop(restore);
+    (!stop()).then_some(result)
 }
 
 /// The number of threads that [`parallel`] uses, the caller's included.
@@ -171,6 +212,19 @@ impl Pool {
 
     /// See [`parallel`].
     pub(crate) fn parallel<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        match STOP.get() {
+            Some(stop) => self.run(tasks, |index| {
+                // SAFETY: this thread is inside the call of `unless` that borrowed it, and waits here.
+                let stopped = unsafe { stop.says_so() };
+                if !stopped {
+                    task(index);
+                }
+            }),
+            None => self.run(tasks, task),
+        }
+    }
+
+    fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
         if !self.claim(tasks) {
             (0..tasks).for_each(task);
             return;
@@ -444,6 +498,34 @@ mod tests {
             assert_eq!(ended.into_inner(), 15);
             assert_eq!(counts(&pool, 8), vec![1; 8]);
         }
+    }
+
+    #[test]
+    fn what_has_not_begun_is_left_out_after_a_stop() {
+        for pool in [Pool::new(1), Pool::new(2)] {
+            let begun = AtomicUsize::new(0);
+            let stop = || begun.load(Ordering::SeqCst) >= 5;
+            let result = unless(&stop, || {
+                (0..3).for_each(|_| {
+                    pool.parallel(100, |_| {
+                        begun.fetch_add(1, Ordering::SeqCst);
+                    });
+                });
+            });
+            assert_eq!(result, None);
+            assert!((5..7).contains(&begun.into_inner()));
+            assert_eq!(counts(&pool, 9), vec![1; 9]);
+            assert_eq!(unless(&|| false, || counts(&pool, 9)), Some(vec![1; 9]));
+        }
+        // An inner question leaves the outer one as it was, and so does a panic.
+        let outer = AtomicBool::new(false);
+        let result = unless(&|| outer.load(Ordering::Relaxed), || {
+            assert_eq!(unless(&|| false, || 1), Some(1));
+            assert!(catch_unwind(|| unless(&|| false, || panic!("inside"))).is_err());
+            outer.store(true, Ordering::Relaxed);
+            assert_eq!(counts(global(), 9), vec![0; 9]);
+        });
+        assert!(result.is_none() && STOP.get().is_none());
     }
 
     #[test]
