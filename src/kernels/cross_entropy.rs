@@ -5,7 +5,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result as CandleResult, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, D, DType, Device, InplaceOp1, Layout, Result as CandleResult, Shape, Tensor, Var,
+};
 
 use super::rows::{self, Term};
 use super::simd::{Kernel, Level, Simd};
@@ -20,15 +22,7 @@ pub const IGNORED_LABEL: i64 = -100;
 /// label plus `s / vocab` everywhere. Differentiable in `logits`. Fails when a label lies outside of the vocabulary or
 /// the lengths differ.
 pub fn cross_entropy(logits: &Tensor, labels: &[i64], label_smoothing: f32) -> Result<(Tensor, usize)> {
-    let (tokens, vocab) = logits.dims2()?;
-    if labels.len() != tokens {
-        let found = format!("{} labels for {tokens} rows of logits", labels.len());
-        return Err(Error::internal("cross_entropy", found));
-    }
-    if let Some(label) = labels.iter().find(|&&l| l != IGNORED_LABEL && !(0..vocab as i64).contains(&l)) {
-        let found = format!("label {label} is outside of the vocabulary of {vocab}");
-        return Err(Error::internal("cross_entropy", found));
-    }
+    check(logits, labels)?;
     let counted = labels.iter().filter(|&&l| l != IGNORED_LABEL).count();
     #[cfg(feature = "metal")]
     if super::metal::rows::fits(&[logits]) {
@@ -43,6 +37,46 @@ pub fn cross_entropy(logits: &Tensor, labels: &[i64], label_smoothing: f32) -> R
         reference(logits, labels, label_smoothing)?
     };
     Ok((loss, counted))
+}
+
+fn check(logits: &Tensor, labels: &[i64]) -> Result<()> {
+    let (tokens, vocab) = logits.dims2()?;
+    if labels.len() != tokens {
+        let found = format!("{} labels for {tokens} rows of logits", labels.len());
+        return Err(Error::internal("cross_entropy", found));
+    }
+    match labels.iter().find(|&&l| l != IGNORED_LABEL && !(0..vocab as i64).contains(&l)) {
+        Some(label) => {
+            let found = format!("label {label} is outside of the vocabulary of {vocab}");
+            Err(Error::internal("cross_entropy", found))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The summed loss of [`cross_entropy`], and the gradient of `factor` times it for `logits`, which it takes the place of.
+///
+/// Nothing can be differentiated through either. It takes half of the memory and of the time of a graph.
+pub fn cross_entropy_gradient(
+    logits: Tensor,
+    labels: &[i64],
+    label_smoothing: f32,
+    factor: f32,
+) -> Result<(f64, Tensor)> {
+    if !rows::is_f32_on_cpu(&logits) {
+        let logits = Var::from_tensor(&logits)?;
+        let (loss, _) = cross_entropy(&logits, labels, label_smoothing)?;
+        let grads = (&loss * f64::from(factor))?.backward()?;
+        let gradient = grads.get(&logits).ok_or_else(|| Error::internal("cross_entropy", "no gradient"))?;
+        return Ok((f64::from(loss.to_scalar::<f32>()?), gradient.clone()));
+    }
+    check(&logits, labels)?;
+    let logits = logits.detach().contiguous()?;
+    let labels = labels.iter().map(|&label| usize::try_from(label).ok()).collect();
+    let op = InPlace { level: Level::current(), labels, label_smoothing, factor, loss: Mutex::new(0.0) };
+    logits.inplace_op1(&op)?;
+    let loss = op.loss.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((loss, logits))
 }
 
 /// The same in plain tensor ops, differentiable in `logits`.
@@ -95,12 +129,7 @@ impl CustomOp1 for CrossEntropy {
                 for ((row, log_sum), loss) in range.zip(log_sums).zip(losses) {
                     let Some(label) = self.labels[row] else { continue };
                     let logits = &logits[row * vocab..(row + 1) * vocab];
-                    let (log_of_sum, sum) = self.level.run(LogSum(logits));
-                    *log_sum = log_of_sum;
-                    *loss = (1.0 - self.label_smoothing) * (log_of_sum - logits[label]);
-                    if self.label_smoothing != 0.0 {
-                        *loss += self.label_smoothing * (log_of_sum - sum / vocab as f32);
-                    }
+                    (*log_sum, *loss) = row_loss(self.level, logits, label, self.label_smoothing);
                 }
             },
         );
@@ -120,15 +149,77 @@ impl CustomOp1 for CrossEntropy {
                 for (row, out) in range.zip(out.chunks_exact_mut(vocab)) {
                     let Some(label) = self.labels[row] else { continue };
                     let logits = &logits[row * vocab..(row + 1) * vocab];
-                    let everywhere = -factor * self.label_smoothing / vocab as f32;
-                    self.level.run(Softmax { logits, log_sum: log_sums[row], factor, everywhere, out });
-                    out[label] -= factor * (1.0 - self.label_smoothing);
+                    out.copy_from_slice(logits);
+                    row_gradient(self.level, out, label, (log_sums[row], self.label_smoothing, factor));
                 }
             });
             Ok(())
         })?;
         Ok(Some(Tensor::from_vec(out, (tokens, vocab), &Device::Cpu)?))
     }
+}
+
+/// Writes the gradient over the logits.
+struct InPlace {
+    level: Level,
+    labels: Vec<Option<usize>>,
+    label_smoothing: f32,
+    factor: f32,
+    loss: Mutex<f64>,
+}
+
+impl InplaceOp1 for InPlace {
+    fn name(&self) -> &'static str {
+        "cross-entropy-gradient"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
+        let (tokens, vocab) = layout.shape().dims2()?;
+        let (CpuStorage::F32(logits), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("cross-entropy: expected contiguous f32");
+        };
+        let mut losses = vec![0f32; tokens];
+        rows::row_blocks(
+            (tokens, vocab),
+            [(&mut logits[start..end], vocab), (&mut losses, 1)],
+            |range, [logits, losses]| {
+                for ((row, logits), loss) in range.zip(logits.chunks_exact_mut(vocab)).zip(losses) {
+                    let Some(label) = self.labels[row] else {
+                        logits.fill(0.0);
+                        continue;
+                    };
+                    let log_sum;
+                    (log_sum, *loss) = row_loss(self.level, logits, label, self.label_smoothing);
+                    row_gradient(self.level, logits, label, (log_sum, self.label_smoothing, self.factor));
+                }
+            },
+        );
+        let loss = losses.iter().map(|&loss| f64::from(loss)).sum();
+        *self.loss.lock().unwrap_or_else(PoisonError::into_inner) = loss;
+        Ok(())
+    }
+}
+
+/// The logarithm of a row's sum of exponentials, and the loss against `label`.
+fn row_loss(level: Level, logits: &[f32], label: usize, label_smoothing: f32) -> (f32, f32) {
+    let (log_sum, sum) = level.run(LogSum(logits));
+    let mut loss = (1.0 - label_smoothing) * (log_sum - logits[label]);
+    if label_smoothing != 0.0 {
+        loss += label_smoothing * (log_sum - sum / logits.len() as f32);
+    }
+    (log_sum, loss)
+}
+
+/// `factor * (softmax - target)` in place of a row of logits.
+fn row_gradient(
+    level: Level,
+    row: &mut [f32],
+    label: usize,
+    (log_sum, label_smoothing, factor): (f32, f32, f32),
+) {
+    let everywhere = -factor * label_smoothing / row.len() as f32;
+    level.run(Softmax { row, log_sum, factor, everywhere });
+    row[label] -= factor * (1.0 - label_smoothing);
 }
 
 /// Elements that are read from memory once and then twice from the nearest cache.
@@ -175,13 +266,12 @@ impl Term for Exponentials<'_> {
     }
 }
 
-/// `out = factor * exp(logits - log_sum) + everywhere`.
+/// `factor * exp(x - log_sum) + everywhere` in place of `x`.
 struct Softmax<'a> {
-    logits: &'a [f32],
+    row: &'a mut [f32],
     log_sum: f32,
     factor: f32,
     everywhere: f32,
-    out: &'a mut [f32],
 }
 
 impl Kernel for Softmax<'_> {
@@ -189,18 +279,16 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for at in (0..self.out.len()).step_by(S::LANES) {
-            let n = S::LANES.min(self.out.len() - at);
-            let share = s.exp(s.sub(rows::load(s, self.logits, at, n), s.splat(self.log_sum)));
-            rows::store(s, self.out, at, n, s.fma(share, s.splat(self.factor), s.splat(self.everywhere)));
+        for at in (0..self.row.len()).step_by(S::LANES) {
+            let n = S::LANES.min(self.row.len() - at);
+            let share = s.exp(s.sub(rows::load(s, self.row, at, n), s.splat(self.log_sum)));
+            rows::store(s, self.row, at, n, s.fma(share, s.splat(self.factor), s.splat(self.everywhere)));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
-
     use super::*;
     use crate::kernels::testing::{assert_close, assert_differences, gradients, tensor, values, var};
 
@@ -249,6 +337,22 @@ mod tests {
         let (loss, counted) = cross_entropy(&logits, &[3, -100, 10, 0], 0.1).unwrap();
         assert!((values(&loss)[0] - first.0 - second.0).abs() < 1e-5);
         assert_eq!((counted, first.1, second.1), (3, 1, 2));
+    }
+
+    #[test]
+    fn the_gradient_in_place_is_that_of_the_graph() {
+        let labels = [3, IGNORED_LABEL, 0, 40, 7];
+        for smoothing in [0.0, 0.1] {
+            let logits = Var::from_tensor(&(tensor(1, (5, 41)) * 9.0).unwrap()).unwrap();
+            let want = reference(&logits, &labels, smoothing).unwrap();
+            let (loss, got) =
+                cross_entropy_gradient(logits.as_tensor().copy().unwrap(), &labels, smoothing, 0.25).unwrap();
+            assert!((loss - f64::from(values(&want)[0])).abs() < 1e-4, "{loss} {want}");
+            let want = (want * 0.25).unwrap().backward().unwrap();
+            assert_close(&got, want.get(&logits).unwrap(), 4e-6, "gradient");
+        }
+        let logits = tensor(1, (2, 5));
+        cross_entropy_gradient(logits, &[0, 5], 0.0, 1.0).unwrap_err();
     }
 
     #[test]

@@ -30,6 +30,12 @@ pub fn decoded_linear(x: &Tensor, weight: &Arc<dyn Rows>) -> Result<Tensor> {
     Ok(if x.track_op() { x.apply_op1(op)? } else { x.apply_op1_no_bwd(&op)? })
 }
 
+/// The gradient `dy W` of `x` in [`decoded_linear`], for `dy: [.., out]`; gives `[.., in]`.
+pub fn decoded_gradient(dy: &Tensor, weight: &Arc<dyn Rows>) -> Result<Tensor> {
+    let op = Decoded { weight: Arc::clone(weight), transposed: true };
+    Ok(dy.contiguous()?.apply_op1_no_bwd(&op)?)
+}
+
 struct Decoded {
     weight: Arc<dyn Rows>,
     /// Multiplies with `W` instead of `Wᵀ`: the backward pass of the other.

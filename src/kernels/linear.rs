@@ -40,6 +40,21 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     apply(&x.contiguous()?, Dense { weight: weight.detach(), transposed: false })
 }
 
+/// The gradient `dy W` of `x` in [`packed_linear`], for `dy: [.., out]`; gives `[.., in]`.
+pub fn packed_gradient(dy: &Tensor, weight: &Arc<PackedMatrix>) -> Result<Tensor> {
+    Ok(dy.contiguous()?.apply_op1_no_bwd(&Packed { weight: weight.clone(), bias: None, transposed: true })?)
+}
+
+/// The same in [`quant_linear`].
+pub fn quant_gradient(dy: &Tensor, weight: &Arc<PackedQuant>) -> Result<Tensor> {
+    Ok(dy.contiguous()?.apply_op1_no_bwd(&Packed { weight: weight.clone(), bias: None, transposed: true })?)
+}
+
+/// The same in [`linear`].
+pub fn gradient(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(dy.contiguous()?.apply_op1_no_bwd(&Dense { weight: weight.detach(), transposed: true })?)
+}
+
 /// Applies `op`, leaving a trace for the backward pass only where one is needed.
 fn apply<Op: CustomOp1 + Send + Sync + 'static>(x: &Tensor, op: Op) -> Result<Tensor> {
     Ok(if x.track_op() { x.apply_op1(op)? } else { x.apply_op1_no_bwd(&op)? })

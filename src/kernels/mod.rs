@@ -18,5 +18,6 @@ pub mod rms_norm;
 pub mod rope;
 mod rows;
 mod simd;
+pub mod start;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -13,7 +13,7 @@ use super::quantize::Recipe;
 use super::{Fields, architecture};
 use crate::batch::Batch;
 use crate::checkpoint::gguf::GgufSource;
-use crate::nn::{AdapterPlan, AdapterSet, Decoder, DecoderConfig, KvCache, KvLayout, Linear, Pass};
+use crate::nn::{self, AdapterPlan, AdapterSet, Decoder, DecoderConfig, KvCache, KvLayout, Linear, Pass};
 use crate::tokenizer::Tokenizer;
 use crate::weight::{BlockFormat, Format, Loader, Quantize, TensorSource, Weight};
 use crate::{Error, Result, device};
@@ -76,7 +76,16 @@ impl Model {
     /// Builds the model from opened files.
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let model_type = checkpoint.model_type()?.to_owned();
-        let shape = (architecture(&model_type)?.config)(&Fields::new("config.json", &checkpoint.config)?)?;
+        let mut config = checkpoint.config.clone();
+        let mut shape = (architecture(&model_type)?.config)(&Fields::new("config.json", &config)?)?;
+        if shape.tie_word_embeddings && has_own_head(checkpoint.tensors.as_ref())? {
+            log::warn!(
+                "{}: the head is said to be the embedding, but another one is stored; it is used",
+                checkpoint.name
+            );
+            shape.tie_word_embeddings = false;
+            config["tie_word_embeddings"] = Value::Bool(false);
+        }
         let device = device::open(&options.device)?;
         let dtype = checkpoint.dtype(&options.dtype, &device)?;
         // A GGUF file has chosen a format for every matrix; one type for all is only made when it is asked for.
@@ -101,7 +110,7 @@ impl Model {
                 name: checkpoint.name.clone(),
                 directory: checkpoint.directory.clone(),
                 model_type,
-                config: checkpoint.config.clone(),
+                config,
                 generation_config: checkpoint.generation_config.clone(),
                 decoder,
                 shape,
@@ -296,6 +305,18 @@ impl Model {
         device::in_pool(&self.inner.device, step)
     }
 
+    /// The same, given up within a fraction of a kernel's time once `cancelled` says so and keeps to it.
+    ///
+    /// # Errors
+    /// Those of `step`, and [`Error::Internal`] where it was given up; what it left behind is unspecified then.
+    pub fn interruptible<R>(
+        &self,
+        cancelled: &(dyn Fn() -> bool + Sync),
+        step: impl FnOnce() -> Result<R>,
+    ) -> Result<R> {
+        nn::interruptible(cancelled, || self.in_pool(step))
+    }
+
     /// Refuses to work in a forked child, where threads and locks of the parent are frozen copies.
     pub fn check_process(&self) -> Result<()> {
         check_process(self.inner.process)
@@ -478,6 +499,17 @@ fn build(loader: Loader, shape: &DecoderConfig, dtype: DType) -> Result<Decoder>
     drop((backbone, root));
     loader.finish(|name| name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight"))?;
     Ok(decoder)
+}
+
+/// Whether a head is stored that is not the embedding once more.
+fn has_own_head(tensors: &dyn TensorSource) -> Result<bool> {
+    const HEAD: &str = "lm_head.weight";
+    let embedding = ["model.embed_tokens.weight", "embed_tokens.weight"];
+    let embedding = embedding.into_iter().find_map(|name| Some((name, tensors.info(name)?)));
+    let (Some(head), Some((name, embedding))) = (tensors.info(HEAD), embedding) else { return Ok(false) };
+    let differs = head == embedding && tensors.bytes(HEAD)? != tensors.bytes(name)?;
+    tensors.release(HEAD);
+    Ok(differs)
 }
 
 /// Refuses to work in another process than the one that loaded.

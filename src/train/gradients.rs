@@ -13,7 +13,8 @@ use candle_core::{Tensor, Var};
 use super::row::{Example, IGNORED};
 use crate::adapter::TrainableAdapter;
 use crate::batch::Batch;
-use crate::kernels::cross_entropy::cross_entropy;
+use crate::kernels::cross_entropy::{cross_entropy, cross_entropy_gradient};
+use crate::kernels::start::start;
 use crate::models::Model;
 use crate::nn::{AdapterPlan, AdapterSet, Pass};
 use crate::{Error, Result};
@@ -186,17 +187,39 @@ impl Machine<'_> {
         let mut sum = 0.0;
         let mut dy = hidden.zeros_like()?;
         self.chunks(rows, |places, labels| {
-            let chunk = Var::from_tensor(&self.select(hidden, places)?)?;
-            let logits = self.model.head(chunk.as_tensor(), &tracked.select(places))?;
-            let (loss, _) = cross_entropy(&logits, labels, self.label_smoothing as f32)?;
-            sum += f64::from(loss.to_scalar::<f32>()?);
-            let grads = (loss * scale)?.backward()?;
-            self.collect(&grads, &self.map.head, gradients)?;
-            let places = Tensor::new(places, hidden.device())?;
-            dy = dy.index_add(&places, &gradient_of(&grads, chunk.as_tensor())?, 0)?;
+            let chunk = self.select(hidden, places)?;
+            let (loss, dx) = match self.model.decoder().head().filter(|_| self.map.head.is_empty()) {
+                Some(head) => {
+                    let logits = self.model.head(&chunk, &tracked.select(places))?;
+                    let smoothing = self.label_smoothing as f32;
+                    let (loss, dlogits) = cross_entropy_gradient(logits, labels, smoothing, scale as f32)?;
+                    (loss, head.weight().gradient(&dlogits)?)
+                }
+                None => self.trained_head(chunk, (places, labels), tracked, scale, gradients)?,
+            };
+            sum += loss;
+            dy = dy.index_add(&Tensor::new(places, hidden.device())?, &dx, 0)?;
             Ok(())
         })?;
         Ok((sum, dy))
+    }
+
+    /// The same for some places, with the gradients of the head's own parameters.
+    fn trained_head(
+        &self,
+        chunk: Tensor,
+        (places, labels): (&[u32], &[i64]),
+        tracked: &Pass,
+        scale: f64,
+        gradients: &mut Gradients,
+    ) -> Result<(f64, Tensor)> {
+        let chunk = Var::from_tensor(&chunk)?;
+        let logits = self.model.head(chunk.as_tensor(), &tracked.select(places))?;
+        let (loss, _) = cross_entropy(&logits, labels, self.label_smoothing as f32)?;
+        let sum = f64::from(loss.to_scalar::<f32>()?);
+        let grads = (loss * scale)?.backward()?;
+        self.collect(&grads, &self.map.head, gradients)?;
+        Ok((sum, gradient_of(&grads, chunk.as_tensor())?))
     }
 
     /// Calls `f` with a few places of hidden states that predict something, and the labels there.
@@ -235,17 +258,19 @@ impl Machine<'_> {
 
     /// Runs a part of a pass; other work on the model comes in between two of them.
     fn locked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.cancelled.load(Ordering::Relaxed) {
+        let cancelled = || self.cancelled.load(Ordering::Relaxed);
+        if cancelled() {
             return Err(super::interrupted());
         }
         let _execution = self.model.exclusive()?;
-        self.model.in_pool(work)
+        let result = self.model.interruptible(&cancelled, work);
+        if cancelled() { Err(super::interrupted()) } else { result }
     }
 }
 
 /// Gradients of everything that `output` was computed from, given its own.
 fn pull(output: &Tensor, gradient: &Tensor) -> Result<GradStore> {
-    Ok((output * gradient)?.sum_all()?.backward()?)
+    Ok(start(output, gradient)?.backward()?)
 }
 
 fn gradient_of(grads: &GradStore, tensor: &Tensor) -> Result<Tensor> {

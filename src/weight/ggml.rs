@@ -12,8 +12,8 @@ use super::formats::BlockFormat;
 use super::quantize::{self, Plain, Unfit};
 use super::{DenseWeight, Format, Weight};
 use crate::kernels::cpu::{self, PackedQuant, pool};
-use crate::kernels::decoded::{Rows, decoded_linear};
-use crate::kernels::linear::quant_linear;
+use crate::kernels::decoded::{Rows, decoded_gradient, decoded_linear};
+use crate::kernels::linear::{quant_gradient, quant_linear};
 use crate::{Error, Result};
 
 /// A quantised matrix `[out, in]` on the CPU.
@@ -182,6 +182,13 @@ impl Weight for GgmlWeight {
             Some(bias) => y.broadcast_add(&bias.detach())?,
             None => y,
         })
+    }
+
+    fn gradient(&self, dy: &Tensor) -> Result<Tensor> {
+        match &self.values {
+            Values::Packed(matrix) => quant_gradient(dy, matrix),
+            Values::Blocks(blocks) => decoded_gradient(dy, &(Arc::clone(blocks) as Arc<dyn Rows>)),
+        }
     }
 
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor> {

@@ -34,6 +34,8 @@ pub trait Weight: Send + Sync + Debug {
     }
     /// `x · Wᵀ + bias` for `bias: [out]`, else as [`Weight::matmul`]; the bias gets no gradient.
     fn linear(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor>;
+    /// The gradient of `x` in [`Weight::matmul`] for that of the result: `dy · W`, `[tokens, out]` to `[tokens, in]`.
+    fn gradient(&self, dy: &Tensor) -> Result<Tensor>;
     /// The rows with the given indices as `[ids, in]` in `dtype`: an embedding lookup.
     fn rows(&self, ids: &[u32], dtype: DType) -> Result<Tensor>;
     /// The whole matrix as a plain tensor `[out, in]`.

@@ -49,6 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "models",
             "adapter",
             "kernels::cross_entropy",
+            "kernels::start",
             // The file of a run's state.
             "checkpoint",
             "weight",
@@ -128,8 +129,12 @@ const FAMILY_EXCEPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Where `unsafe` may stand, and what for.
-const UNSAFE: &[(&str, &str)] =
-    &[("kernels/", "device code and SIMD"), ("checkpoint/safetensors", "mmap"), ("checkpoint/gguf", "mmap")];
+const UNSAFE: &[(&str, &str)] = &[
+    ("kernels/", "device code and SIMD"),
+    ("checkpoint/safetensors", "mmap"),
+    ("checkpoint/gguf", "mmap"),
+    ("python/memory", "the options of the allocator, which is written in C"),
+];
 
 /// The longest file, in lines.
 const MAX_LINES: usize = 600;
