@@ -38,6 +38,11 @@ pub(super) fn refuse_unsupported(fields: &Fields) -> Result<()> {
         return Err(fields.error("quantization_config", format!("method {method:?} is not supported")));
     }
     let (none, one) = (Value::Null, json!(1.0));
+    let partial = [("partial_rotary_factor", one.clone())];
+    fields.refuse(&partial)?;
+    for rope in ["rope_parameters", "rope_scaling"] {
+        fields.nested(rope)?.map_or(Ok(()), |rope| rope.refuse(&partial))?;
+    }
     fields.refuse(&[
         ("attn_logit_softcapping", none.clone()),
         ("final_logit_softcapping", none.clone()),

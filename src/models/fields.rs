@@ -180,12 +180,15 @@ impl<'a> Fields<'a> {
         if head_dim % 2 != 0 {
             return Err(self.error("head_dim", format!("got {head_dim}, expected an even number")));
         }
-        let nested = match self.nested("rope_parameters")? {
-            Some(parameters) => Some(parameters),
-            None => self.nested("rope_scaling")?,
-        };
-        let outer_theta = self.positive_number_or("rope_theta", 10_000.0)?;
-        let outer_partial = self.positive_number_or("partial_rotary_factor", 1.0)?;
+        let (parameters, scaling) = (self.nested("rope_parameters")?, self.nested("rope_scaling")?);
+        let mut outer_theta = self.positive_number_or("rope_theta", 10_000.0)?;
+        let mut outer_partial = self.positive_number_or("partial_rotary_factor", 1.0)?;
+        if let Some(parameters) = &parameters {
+            outer_theta = parameters.positive_number_or("rope_theta", outer_theta)?;
+            outer_partial = parameters.positive_number_or("partial_rotary_factor", outer_partial)?;
+        }
+        // Where both are there, somebody added the scaling by hand.
+        let nested = scaling.or(parameters);
         let (theta, partial) = match &nested {
             Some(nested) => (
                 nested.positive_number_or("rope_theta", outer_theta)?,

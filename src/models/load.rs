@@ -95,6 +95,7 @@ impl Checkpoint {
         } else {
             Value::Object(Default::default())
         };
+        Fields::new("generation_config.json", &generation_config)?;
         let tensors = Arc::new(SafetensorsSource::open(&directory)?);
         Ok(Self { name: name.to_owned(), root, directory, config, generation_config, tensors, gguf: None })
     }

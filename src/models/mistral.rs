@@ -1,4 +1,4 @@
-//! Mistral: a sliding window in every layer unless the configuration sets it to null.
+//! Mistral: a sliding window in every layer unless the configuration sets it to null or names the layers that have it.
 
 use super::decoder::{common, refuse_unsupported};
 use super::fields::Fields;
@@ -19,6 +19,6 @@ pub(super) fn config(fields: &Fields) -> Result<DecoderConfig> {
     if window == Some(0) {
         return Err(fields.error("sliding_window", "got 0, expected at least 1 or null"));
     }
-    config.windows = vec![window; config.windows.len()];
+    config.windows = fields.windows(config.windows.len(), window, |_| true)?;
     Ok(config)
 }

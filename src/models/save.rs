@@ -60,7 +60,8 @@ impl Model {
         if self.generation_config().as_object().is_some_and(|object| !object.is_empty()) {
             write_json(directory.join("generation_config.json"), self.generation_config())?;
         }
-        write_json(directory.join("config.json"), &self.saved_config())
+        write_json(directory.join("config.json"), &self.saved_config())?;
+        remove_stale(directory)
     }
 
     fn write_tensors(&self, path: &Path) -> Result<()> {
@@ -113,7 +114,13 @@ impl Model {
         }
         let from = self.directory();
         for name in TOKENIZER_FILES {
-            copy(&from.join(name), &directory.join(name))?;
+            let (from, to) = (from.join(name), directory.join(name));
+            match from.is_file() {
+                true => copy(&from, &to)?,
+                // Another model's, which would be taken for a part of this one.
+                false if to.is_file() => fs::remove_file(&to).map_err(|source| Error::io(&to, source))?,
+                false => {}
+            }
         }
         let Ok(entries) = fs::read_dir(from.join(TEMPLATES)) else { return Ok(()) };
         for entry in entries {
@@ -131,6 +138,19 @@ fn narrowed(tensor: &Tensor, dtype: DType) -> Result<(Format, Vec<u8>)> {
     let (format, full) = to_bytes(&tensor.to_dtype(DType::F32)?)?;
     let narrow = tensor.to_dtype(dtype)?;
     if to_bytes(&narrow.to_dtype(DType::F32)?)?.1 == full { to_bytes(&narrow) } else { Ok((format, full)) }
+}
+
+/// Removes the weights of a model that was here before, which nobody would read any more.
+fn remove_stale(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).map_err(|source| Error::io(directory, source))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_shard = name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+        if is_shard || name == "model.safetensors.index.json" {
+            fs::remove_file(&path).map_err(|source| Error::io(&path, source))?;
+        }
+    }
+    Ok(())
 }
 
 fn format_of(dtype: DType) -> Format {

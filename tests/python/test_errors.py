@@ -76,6 +76,23 @@ def test_field_that_would_change_the_numbers_is_refused(checkpoint):
         cw.Model.from_pretrained(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"model_type": "llama", "layer_types": ["linear_attention"] * 2}, "layer_types"),
+    ],
+)
+def test_what_the_family_does_not_know_is_refused(checkpoint, changes, field):
+    config = json.loads((checkpoint / "config.json").read_text())
+    if "layer_types" in changes:
+        changes = {**changes, "layer_types": changes["layer_types"][:1] * config["num_hidden_layers"]}
+    (checkpoint / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(cw.ConfigError, match=field):
+        cw.Model.from_pretrained(checkpoint, device="cpu")
+
+
 def test_config_that_is_no_json(checkpoint):
     (checkpoint / "config.json").write_text("{")
     with pytest.raises(cw.ConfigError, match=r"config\.json"):
