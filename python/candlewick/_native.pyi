@@ -1403,14 +1403,11 @@ class Tokenizer:
         The text of token ids.
 
         Args:
-            ids: Token ids.
+            ids: Token ids. Those without a token, as models with a padded vocabulary can produce, have no text.
             skip_special_tokens: Whether to leave out tokens such as the end of a text.
 
         Returns:
             The text; bytes that are no UTF-8 become U+FFFD.
-
-        Raises:
-            InvalidArgumentError: An id is not in the vocabulary.
         """
     def decode_stream(self, /, *, skip_special_tokens: bool = True) -> DecodeStream:
         """

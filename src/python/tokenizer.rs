@@ -65,14 +65,11 @@ impl Tokenizer {
     /// The text of token ids.
     ///
     /// Args:
-    ///     ids: Token ids.
+    ///     ids: Token ids. Those without a token, as models with a padded vocabulary can produce, have no text.
     ///     skip_special_tokens: Whether to leave out tokens such as the end of a text.
     ///
     /// Returns:
     ///     The text; bytes that are no UTF-8 become U+FFFD.
-    ///
-    /// Raises:
-    ///     InvalidArgumentError: An id is not in the vocabulary.
     #[pyo3(signature = (ids, *, skip_special_tokens = true))]
     fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let ids = convert::ids(ids)?;

@@ -23,6 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{AddedToken, NormalizerWrapper};
 
@@ -203,9 +204,49 @@ impl Tokenizer {
 fn parse(bytes: &[u8], file: &str) -> Result<tokenizers::Tokenizer> {
     let invalid = |reason: String| Error::config(file, "", format!("is not a valid tokenizer: {reason}"));
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| invalid(error.to_string()))?;
+    check_prefix(bytes).map_err(invalid)?;
     match catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes))) {
         Ok(tokenizer) => tokenizer.map_err(|error| invalid(error.to_string())),
         Err(_) => Err(invalid("it contradicts itself".into())),
+    }
+}
+
+/// Refuses merges whose right part lacks the prefix that the crate takes off without looking, even from within a
+/// character, which ends the process when its text is shown.
+fn check_prefix(bytes: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct File<Model> {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Prefix {
+        continuing_subword_prefix: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Merges {
+        #[serde(default)]
+        merges: Vec<Merge>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Merge {
+        Pair((), String),
+        Joined(String),
+    }
+    // What has another form is the crate's to refuse.
+    let Ok(File { model: Prefix { continuing_subword_prefix: Some(prefix) } }) =
+        serde_json::from_slice(bytes)
+    else {
+        return Ok(());
+    };
+    let Ok(File { model: Merges { merges } }) = serde_json::from_slice(bytes) else { return Ok(()) };
+    let right = |merge: &Merge| match merge {
+        Merge::Pair(_, right) => right.clone(),
+        Merge::Joined(both) => both.split_once(' ').unwrap_or_default().1.to_owned(),
+    };
+    match merges.iter().map(right).find(|right| !right.starts_with(&prefix)) {
+        Some(right) => Err(format!("a merge has {right:?} on its right, which lacks the prefix {prefix:?}")),
+        None => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use minijinja::value::{Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
-use super::template_methods::call_method;
+use super::template_methods::{call_method, format, indent};
 use super::template_value::{from_object, python_str, tojson};
 use crate::error::{Error, Result};
 
@@ -116,6 +116,8 @@ fn environment() -> Result<Environment<'static>> {
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python_str(value));
     environment.add_filter("generation", mark_generation);
+    environment.add_filter("indent", indent);
+    environment.add_filter("format", format);
     environment.add_filter("length", length);
     environment.add_filter("count", length);
     environment
@@ -231,6 +233,21 @@ mod tests {
         assert!(matches!(render(recursion), Err(Error::InvalidArgument { .. })));
         let output = "{% set x = 'y' * 9999999 %}{% for a in range(99999) %}{{ x }}{% endfor %}";
         assert!(matches!(render(output), Err(Error::InvalidArgument { .. })));
+        for width in [
+            "'{:>99999999999}'.format(1)",
+            "'{:>{}}'.format(1, 99999999999)",
+            "'x'|indent(99999999999)",
+            "'%99999999999d'|format(1)",
+            "'%99999999999999999999999d'|format(1)",
+            "'x'.zfill(99999999999)",
+        ] {
+            // Refused, cut, or not understood; never done.
+            assert!(render(&format!("{{{{ {width} }}}}")).map_or(0, |text| text.len()) < 20_000, "{width}");
+        }
+        assert_eq!(
+            render("{{ '%4d|'|format(1) }}{{ '{:>3}'.format(2) }}{{ 'a\nb'|indent(1) }}").unwrap(),
+            "   1|  2a\n b"
+        );
     }
 
     #[test]

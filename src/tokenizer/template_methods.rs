@@ -3,9 +3,50 @@
 //! Most come from minijinja-contrib; here are those it lacks. Methods that change their value are absent,
 //! as in transformers' sandbox.
 
-use minijinja::value::{Tuple, from_args};
+use minijinja::value::{Kwargs, Rest, StringInput, Tuple, ValueOrKwargs, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
+
+/// The widest field and indentation; templates are foreign code.
+const MAX_WIDTH: usize = 10_000;
+
+/// jinja2's `indent`, within limits.
+pub(super) fn indent(
+    text: StringInput<'_>,
+    width: Option<usize>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let width_asked = if named.has("width") { named.peek("width")? } else { width };
+    match width_asked.filter(|width| *width > MAX_WIDTH) {
+        Some(width) => Err(too_wide(width)),
+        None => minijinja::filters::indent(text, width, first, blank, named),
+    }
+}
+
+/// jinja2's `format`, within limits.
+pub(super) fn format(state: &mut State, format: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    check_widths(format.as_str().unwrap_or_default())?;
+    minijinja::filters::format(state, format, args)
+}
+
+fn too_wide(width: impl std::fmt::Display) -> Error {
+    let detail = format!("a width of {width} is above the limit of {MAX_WIDTH}");
+    Error::new(ErrorKind::InvalidOperation, detail)
+}
+
+/// Refuses a format with a number in it that no width should have.
+fn check_widths(format: &str) -> Result<(), Error> {
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    for digits in numbers {
+        if digits.parse::<usize>().is_ok_and(|number| number <= MAX_WIDTH) {
+            continue;
+        }
+        return Err(too_wide(digits));
+    }
+    Ok(())
+}
 
 /// Calls `value.method(args)`.
 pub(super) fn call_method(
@@ -14,10 +55,13 @@ pub(super) fn call_method(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    if let Some(text) = value.as_str()
-        && let Some(result) = string_method(text, method, args)
-    {
-        return result;
+    if let Some(text) = value.as_str() {
+        if method == "format" {
+            check_widths(text)?;
+        }
+        if let Some(result) = string_method(text, method, args) {
+            return result;
+        }
     }
     unknown_method_callback(state, value, method, args)
 }
@@ -54,7 +98,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Option<Result<Valu
         }),
         "zfill" => from_args(args).map(|(width,): (usize,)| {
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
-            let missing = width.min(10_000).saturating_sub(text.chars().count());
+            let missing = width.min(MAX_WIDTH).saturating_sub(text.chars().count());
             Value::from(format!("{sign}{}{digits}", "0".repeat(missing)))
         }),
         _ => return None,

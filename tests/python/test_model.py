@@ -1,9 +1,11 @@
 """Loading, looking at and computing with a model."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import candlewick as cw
 
@@ -130,3 +132,67 @@ def test_nothing_is_printed(capfd, greedy):
         repr(model)
     greedy.generate("Once upon a time")
     assert capfd.readouterr() == ("", "")
+
+
+def loaded(directory, **changes):
+    """Logits of the model in ``directory`` after changes of its configuration; None removes a field."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    with cw.Model.from_pretrained(directory, device="cpu") as model:
+        return model.logits(list(range(20)))
+
+
+def test_scaling_that_was_added_beside_rope_parameters_counts(checkpoint):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+    plain = loaded(checkpoint, rope_theta=500.0, rope_parameters=None, rope_scaling=None)
+    wanted = loaded(checkpoint, rope_scaling=scaling)
+    default = {"rope_type": "default", "rope_theta": 500.0}
+    found = loaded(checkpoint, rope_theta=None, rope_parameters=default, rope_scaling=scaling)
+    np.testing.assert_array_equal(found, wanted)
+    assert abs(found - plain).max() > 1e-3
+
+
+def test_a_stored_head_counts_unless_it_is_the_embedding(checkpoint):
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tied = loaded(checkpoint)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.copy()}, path)
+    np.testing.assert_array_equal(loaded(checkpoint), tied)
+    save_file(tensors | {"lm_head.weight": embedding * 2}, path)
+    np.testing.assert_allclose(loaded(checkpoint), tied * 2, rtol=1e-6)
+    with cw.Model.from_pretrained(checkpoint, device="cpu") as model:
+        assert model.config["tie_word_embeddings"] is False
+
+
+def test_mistral_slides_in_the_layers_that_are_named(checkpoint):
+    family = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file({name: value for name, value in tensors.items() if ".bias" not in name}, checkpoint / "model.safetensors")
+    layers = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
+    sliding = loaded(checkpoint, **family, layer_types=None)
+    np.testing.assert_array_equal(loaded(checkpoint, layer_types=["sliding_attention"] * layers), sliding)
+    full = loaded(checkpoint, layer_types=["full_attention"] * layers)
+    assert abs(full - sliding).max() > 1e-3
+    np.testing.assert_array_equal(loaded(checkpoint, layer_types=None, sliding_window=1000), full)
+
+
+def test_ids_of_a_padded_vocabulary_have_no_text(tiny_model):
+    tokenizer = tiny_model.tokenizer
+    ids = tokenizer.encode("The cat")
+    assert tokenizer.decode([*ids, tokenizer.vocab_size + 5]) == tokenizer.decode(ids)
+
+
+def test_saving_over_another_model_leaves_nothing_of_it(tiny_model, tmp_path):
+    stale = ["model.safetensors.index.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "vocab.json"]
+    for name in stale:
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "notes.md").write_text("mine")
+    tiny_model.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not names & set(stale)
+    assert "notes.md" in names
+    with cw.Model.from_pretrained(tmp_path, device="cpu") as again:
+        np.testing.assert_array_equal(again.logits([1, 2, 3]), tiny_model.logits([1, 2, 3]))
+        assert again.tokenizer.chat_template == tiny_model.tokenizer.chat_template
