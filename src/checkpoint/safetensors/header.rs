@@ -138,7 +138,8 @@ impl<'de> Deserialize<'de> for RawHeader {
                         return Err(A::Error::custom(format!("name {name} occurs twice")));
                     }
                     if name == "__metadata__" {
-                        raw.metadata = map.next_value()?;
+                        // Some writers (mlx) put null where there is none.
+                        raw.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
                     } else {
                         raw.tensors.push((name, map.next_value()?));
                     }
@@ -170,5 +171,22 @@ impl<'de> Deserialize<'de> for Shape {
             }
         }
         deserializer.deserialize_seq(Dimensions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_may_be_null() {
+        for (metadata, entries) in [("null", 0), ("{}", 0), (r#"{"format": "mlx"}"#, 1)] {
+            let header = format!(
+                r#"{{"__metadata__": {metadata}, "a": {{"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}}}"#
+            );
+            let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[1, 2]].concat();
+            let parsed = parse(&file).unwrap();
+            assert_eq!((parsed.tensors.len(), parsed.metadata.len()), (1, entries));
+        }
     }
 }
