@@ -141,6 +141,9 @@ fn a_cache_made_by_others_is_used_when_the_hub_is_out_of_reach() {
     let before = setup.server.requests().len();
     assert_eq!(setup.get().unwrap(), snapshot);
     assert_eq!(setup.server.requests().len(), before + 1, "with a fall-back at hand the hub is asked once");
+    fs::write(snapshot.join("tokenizer.json"), "{}").unwrap();
+    assert_eq!(setup.get().unwrap(), snapshot);
+    assert_eq!(setup.server.requests().len(), before + 1, "a whole model needs no hub");
     setup.offline = true;
     assert_eq!(setup.get().unwrap(), snapshot);
     let short = snapshot.with_file_name("abc");

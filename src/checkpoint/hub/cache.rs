@@ -83,8 +83,12 @@ impl Repository {
         let Some(path) = self.record_path(commit, wanted) else {
             return self.usable(commit, wanted).is_ok();
         };
-        let Ok(Value::Array(files)) = read_json(path) else { return false };
         let snapshot = self.snapshot(commit);
+        let Ok(Value::Array(files)) = read_json(path) else {
+            // Another program's download: weights come last there too, and a tokenizer before them.
+            let has_tokenizer = *wanted != Wanted::Model || snapshot.join("tokenizer.json").is_file();
+            return has_tokenizer && self.usable(commit, wanted).is_ok();
+        };
         let present = |file: &Value| {
             file.as_str().is_some_and(|f| select::check_name(f).is_ok() && snapshot.join(f).is_file())
         };
