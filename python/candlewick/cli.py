@@ -34,6 +34,9 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
+# Windows of fewer tokens predict nothing worth the name.
+MIN_CONTEXT = 4
+
 CHAT_HELP = "/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer."
 
 
@@ -82,7 +85,7 @@ def generate(arguments: argparse.Namespace) -> int:
     if arguments.chat or arguments.system is not None:
         prompt = [*_system(arguments), {"role": "user", "content": str(prompt)}]
     with _load(arguments) as model:
-        result = _print_stream(cw.Generator(model, **_sampling(arguments)).stream(prompt))
+        result = _print_stream(_generator(model, arguments).stream(prompt))
     if arguments.stats:
         _note(
             f"{result.prompt_tokens} prompt tokens at {result.prompt_tokens_per_second:.1f}/s, "
@@ -98,7 +101,7 @@ def chat(arguments: argparse.Namespace) -> int:
     if interactive:
         _enable_line_editing()
     with _load(arguments) as model:
-        generator = cw.Generator(model, **_sampling(arguments))
+        generator = _generator(model, arguments)
         if interactive:
             _note(f"{_summary(model)}\n{CHAT_HELP}")
         messages = _system(arguments)
@@ -225,7 +228,7 @@ def info(arguments: argparse.Namespace) -> int:
             "device": model.device,
             "context length": f"{model.context_length:,} tokens",
             "vocabulary": f"{model.vocab_size:,} tokens",
-            "chat template": "yes" if model.tokenizer.chat_template else "no",
+            "chat template": _chat_template(model),
             "defaults": ", ".join(f"{k}={v}" for k, v in model.generation_defaults.items()) or "none",
         }
     width = max(map(len, rows))
@@ -250,12 +253,16 @@ def perplexity(arguments: argparse.Namespace) -> int:
     before it in the window.
     """
     try:
-        text = Path(arguments.file).read_text(encoding="utf-8")
+        text = Path(arguments.file).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise cw.DataError(f"{arguments.file}: is not text in UTF-8 ({error})") from error
     with _load(arguments) as model:
         ids = model.tokenizer.encode(text)
-        context = min(arguments.context or 512, model.context_length)
+        context = min(512, model.context_length) if arguments.context is None else arguments.context
+        if not MIN_CONTEXT <= context <= model.context_length:
+            raise cw.InvalidArgumentError(
+                f"--context: got {context}, expected {MIN_CONTEXT} to {model.context_length}, the model's context"
+            )
         # Where texts begin with a token of their own, every window does, as llama.cpp counts.
         begin = ids[:1] if ids[:1] == [model.tokenizer.bos_token_id] else []
         loss, count = 0.0, 0
@@ -327,10 +334,21 @@ def _load(arguments: argparse.Namespace) -> cw.Model:
     )
 
 
-def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampling keywords that were given; the others stay the model's own."""
+def _generator(model: cw.Model, arguments: argparse.Namespace) -> cw.Generator:
+    """A generator with what was given; what was not stays the model's own."""
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.adapter is not None:
+        cw.AdapterRegistry(model).load("adapter", arguments.adapter)
+        options["adapter"] = "adapter"
+    return cw.Generator(model, **options)
+
+
+def _chat_template(model: cw.Model) -> str:
+    try:
+        return "yes" if model.tokenizer.chat_template else "no"
+    except cw.CandlewickError:
+        return "no, nor a tokenizer"
 
 
 def _lora(arguments: argparse.Namespace) -> cw.LoraConfig:
@@ -464,6 +482,7 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     command.add_argument("--system", metavar="TEXT", help="system message")
+    command.add_argument("--adapter", metavar="DIR", help="use this adapter, such as one that train wrote")
 
 
 def _add_training(command: argparse.ArgumentParser) -> None:

@@ -50,6 +50,28 @@ def test_the_command_is_installed():
 
 def test_version(run_python):
     assert run_python(*CLI, "--version").stdout == f"candlewick {cw.__version__}\n"
+    assert run_python("-m", "candlewick", "--version").stdout == f"candlewick {cw.__version__}\n"
+
+
+def test_generate_with_an_adapter(run_python, tiny_model, greedy, tmp_path):
+    rows = [{"prompt": "The cat", "completion": " sat on a green moon."}]
+    trainer = cw.Trainer(tiny_model, rows, learning_rate=0.02, max_steps=20, schedule="constant")
+    trainer.train()
+    trainer.save(tmp_path / "moon")
+    done = run_python(*CLI, "generate", TINY, "The cat", "-n", "6", "-t", "0", "--adapter", tmp_path / "moon")
+    assert done.stdout.strip() != greedy.generate("The cat", max_new_tokens=6).text.strip()
+    assert "moon" in done.stdout, done.stderr
+    done = run_python(*CLI, "generate", TINY, "The cat", "--adapter", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "none" in done.stderr
+
+
+def test_info_without_a_tokenizer(run_python, checkpoint):
+    for file in checkpoint.glob("*token*"):
+        file.unlink()
+    done = run_python(*CLI, "info", checkpoint)
+    assert done.returncode == 0, done.stderr
+    assert "no, nor a tokenizer" in done.stdout
 
 
 def test_generate_equals_the_library(run_python, greedy):
