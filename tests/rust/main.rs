@@ -16,6 +16,7 @@ mod hub;
 mod hub_server;
 mod kernels;
 mod layering;
+mod mutations;
 mod quantize;
 mod sampler;
 mod save;
