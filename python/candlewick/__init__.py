@@ -13,7 +13,6 @@ Nothing here prints; messages go to the logger ``candlewick``.
 
 import logging
 
-from . import _allocator  # noqa: F401 - the first to load the compiled module
 from ._native import (
     Adapter,
     AdapterInfo,

@@ -9,6 +9,7 @@ mod enter;
 mod errors;
 mod generator;
 mod lora;
+mod memory;
 mod metrics;
 mod model;
 mod notify;
@@ -27,10 +28,6 @@ mod training;
 mod whole;
 
 use pyo3::prelude::*;
-
-/// One allocator that keeps large blocks: activations of one step are reused by the next.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The compiled part of candlewick; use the names that `candlewick` exports.
 #[pymodule]

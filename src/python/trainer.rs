@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::enter::{enter, enter_long};
 use super::lora::LoraConfig;
+use super::memory::KeepFreed;
 use super::metrics::StepMetrics;
 use super::model::Model;
 use super::registry::{Adapter, to_continue};
@@ -18,6 +19,12 @@ use super::training::{Keywords, Recompute, check_start, only_one_start};
 use super::whole::{Whole, named};
 use crate::train::{self, TrainerOptions};
 use crate::{Error, Result};
+
+/// A run, which keeps the buffers of one step for the next.
+struct Running {
+    trainer: train::Trainer,
+    kept: Option<KeepFreed>,
+}
 
 /// What can be read while a step is under way.
 #[derive(Default)]
@@ -98,7 +105,7 @@ struct Seen {
 ///     8
 #[pyclass(frozen, module = "candlewick", weakref)]
 pub(super) struct Trainer {
-    inner: Mutex<Option<train::Trainer>>,
+    inner: Mutex<Option<Running>>,
     seen: Mutex<Seen>,
     model: Py<Model>,
     options: TrainerOptions,
@@ -121,7 +128,7 @@ impl Trainer {
             total_steps: trainer.total_steps(),
             num_parameters: trainer.num_parameters(),
             data: trainer.data_stats(),
-            inner: Mutex::new(Some(trainer)),
+            inner: Mutex::new(Some(Running { trainer, kept: None })),
             seen: Mutex::new(seen),
             model,
             show_progress_bar,
@@ -140,7 +147,13 @@ impl Trainer {
     ) -> PyResult<T> {
         let work = |cancelled: &std::sync::Arc<AtomicBool>| {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            work(inner.as_mut().ok_or_else(closed)?, cancelled)
+            let running = inner.as_mut().ok_or_else(closed)?;
+            running.kept.get_or_insert_with(KeepFreed::new);
+            let result = work(&mut running.trainer, cancelled);
+            if running.trainer.is_finished() {
+                running.kept = None;
+            }
+            result
         };
         enter_long(py, work, |_| Ok(()))
     }
