@@ -19,6 +19,30 @@ class Pending(Protocol):
         """End all of them within one token."""
 
 
+class Beginning(Pending, Protocol):
+    """Generations that have not begun, as their prompts take time to encode."""
+
+    def begin(self) -> None:
+        """Encode the prompts and hand them to the engine."""
+
+
+async def generate(pending: Beginning) -> Any:
+    """Begin generations on another thread, so that the event loop goes on, and wait for them.
+
+    Args:
+        pending: The generations.
+
+    Returns:
+        One result, or a list of them.
+    """
+    try:
+        await asyncio.to_thread(pending.begin)
+    except asyncio.CancelledError:
+        pending.cancel()
+        raise
+    return await finish(pending)
+
+
 async def finish(pending: Pending) -> Any:
     """Wait for generations under way; being cancelled cancels them.
 

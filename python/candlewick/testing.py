@@ -169,6 +169,8 @@ class ScriptedModel:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
+        if isinstance(texts, str):
+            raise TypeError(f"texts: got the str {texts!r}, expected a list of texts, one for each request")
         self._texts = iter(texts)
         self.requests: list[tuple[Any, dict[str, Any]]] = []
 

@@ -117,6 +117,11 @@ pub fn check_options(model: &Model, options: &GenerationOptions) -> Result<(Samp
         max_new_tokens: options.max_new_tokens,
     };
     stop.validate()?;
+    if !stop.stop.is_empty() && model.tokenizer().is_err() {
+        let allowed =
+            "nothing with a model that has no tokenizer, as there is no text to search; use stop_token_ids";
+        return Err(Error::argument("stop", format!("{:?}", stop.stop), allowed));
+    }
     Ok((sampling, stop))
 }
 

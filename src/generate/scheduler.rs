@@ -20,7 +20,7 @@ use crate::{Error, Result};
 /// Limits of the scheduler.
 #[derive(Debug, Clone)]
 pub struct SchedulerOptions {
-    /// Sequences computed together; more wait.
+    /// Sequences computed together; more wait. Those whose readers lag behind do not count.
     pub max_sequences: usize,
     /// Prompt tokens computed in one step, all sequences together.
     pub prefill_tokens: usize,
@@ -123,7 +123,9 @@ impl Scheduler {
 
     /// Moves requests from waiting to active while there is room.
     fn admit(&mut self, model: &Model) {
-        while self.active.len() < self.options.max_sequences {
+        // Those whose readers lag behind take no part in passes, so they take no place either.
+        let mut computed = self.active.iter().filter(|sequence| !sequence.is_stalled()).count();
+        while computed < self.options.max_sequences {
             let Some(next) = self.waiting.pop_front() else { return };
             match self.memory_for(model, &next.request) {
                 Ok(true) => {}
@@ -146,6 +148,7 @@ impl Scheduler {
                     let place =
                         self.active.partition_point(|other| other.adapter_key() <= sequence.adapter_key());
                     self.active.insert(place, sequence);
+                    computed += 1;
                 }
                 // `Request::new` has checked the same values; the sink reports the end by being dropped.
                 Err(error) => log::error!("a request could not be started: {error}"),
@@ -200,7 +203,7 @@ impl Scheduler {
     /// How many tokens of each active sequence the next pass takes.
     fn plan(&self) -> Vec<usize> {
         let mut counts: Vec<usize> = (self.active.iter())
-            .map(|sequence| usize::from(sequence.prompt_left() == 0 && sequence.sink.has_room()))
+            .map(|sequence| usize::from(sequence.prompt_left() == 0 && !sequence.is_stalled()))
             .collect();
         // Prompts share the budget evenly; what short ones leave goes to the others, earliest first.
         let mut budget = self.options.prefill_tokens;

@@ -68,6 +68,11 @@ impl Sequence {
         self.request.prompt.len().saturating_sub(self.fed)
     }
 
+    /// Whether it waits for its reader.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.prompt_left() == 0 && !self.sink.has_room()
+    }
+
     fn generated(&self) -> usize {
         self.tokens.len() - self.request.prompt.len()
     }

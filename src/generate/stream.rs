@@ -151,7 +151,8 @@ struct State {
     /// How many tokens were read, and their text.
     read: usize,
     read_text: String,
-    waker: Option<Waker>,
+    /// All that wait: several tasks may read one stream.
+    wakers: Vec<Waker>,
 }
 
 #[derive(Debug)]
@@ -213,12 +214,10 @@ impl Sink {
     }
 
     fn notify(&self, mut state: MutexGuard<'_, State>) {
-        let waker = state.waker.take();
+        let wakers = std::mem::take(&mut state.wakers);
         drop(state);
         self.channel.changed.notify_all();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -287,7 +286,7 @@ impl TokenStream {
             Ok(Event::End) => Poll::Ready(Ok(None)),
             Err(error) => Poll::Ready(Err(error)),
             Ok(Event::Pending) => {
-                state.waker = Some(cx.waker().clone());
+                state.wakers.push(cx.waker().clone());
                 Poll::Pending
             }
         }

@@ -1,30 +1,23 @@
-//! `Generator`, and the handle behind `agenerate`.
+//! `Generator`: prompts and keywords to generations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
 use super::convert;
 use super::enter::{POLL, enter};
+use super::generating::{Job, Pending, deliver};
 use super::model::Model;
-use super::notify;
 use super::registry::chosen;
 use super::results::Generation;
-use super::stream::{TokenStream, new_future};
+use super::settings::Names;
+use super::stream::TokenStream;
 use super::whole::{Whole, count, named};
 use crate::adapter::{KeptActive, Loaded};
 use crate::generate::{self, Event, GenerationOptions, Prompt};
 use crate::{Error, Result};
-
-/// One string, or a list of them.
-#[derive(FromPyObject)]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
 
 /// Keywords as given; `None` is one that was not given.
 #[derive(Default)]
@@ -39,7 +32,7 @@ struct Keywords {
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<Whole, f32>>,
     seed: Option<Whole>,
-    stop: Option<Stop>,
+    stop: Option<Names>,
     stop_token_ids: Option<Vec<Whole>>,
     ignore_eos: Option<bool>,
     logprobs: Option<Whole>,
@@ -49,8 +42,8 @@ impl Keywords {
     /// `base` with every given keyword in its place.
     fn over(self, base: &GenerationOptions) -> Result<GenerationOptions> {
         let stop = self.stop.map(|stop| match stop {
-            Stop::One(text) => vec![text],
-            Stop::Many(texts) => texts,
+            Names::One(text) => vec![text],
+            Names::Many(texts) => texts,
         });
         let seed = self.seed.map(|seed| seed.number("seed")).transpose()?;
         Ok(GenerationOptions {
@@ -122,20 +115,16 @@ pub(super) struct Generator {
 }
 
 impl Generator {
-    /// Hands all prompts to the engine.
-    fn start(
+    /// All prompts with what is asked for them.
+    fn job(
         &self,
         py: Python<'_>,
-        prompts: &[Prompt],
-        options: &GenerationOptions,
+        prompts: Vec<Prompt>,
+        options: GenerationOptions,
         adapter: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Vec<generate::TokenStream>> {
+    ) -> PyResult<Job> {
         let adapters = self.adapters(py, prompts.len(), adapter)?;
-        let generator = generate::Generator::new(&self.model.get().get()?);
-        enter(py, || {
-            let requests = prompts.iter().zip(adapters);
-            requests.map(|(prompt, adapter)| generator.start(prompt, options, adapter)).collect()
-        })
+        Ok(Job { generator: generate::Generator::new(&self.model.get().get()?), prompts, adapters, options })
     }
 
     /// The adapter of each prompt.
@@ -184,7 +173,7 @@ impl Generator {
         frequency_penalty: Option<f32>,
         logit_bias: Option<BTreeMap<Whole, f32>>,
         seed: Option<Whole>,
-        stop: Option<Stop>,
+        stop: Option<Names>,
         stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
         #[pyo3(from_py_with = named::logprobs)] logprobs: Option<i64>,
@@ -265,7 +254,7 @@ impl Generator {
         frequency_penalty: Option<f32>,
         logit_bias: Option<BTreeMap<Whole, f32>>,
         seed: Option<Whole>,
-        stop: Option<Stop>,
+        stop: Option<Names>,
         stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
         logprobs: Option<Whole>,
@@ -289,7 +278,8 @@ impl Generator {
         };
         let options = keywords.over(&self.options)?;
         let (prompts, many) = convert::prompts(prompt)?;
-        let streams = self.start(py, &prompts, &options, adapter)?;
+        let job = self.job(py, prompts, options, adapter)?;
+        let streams = enter(py, || job.begin())?;
         let mut results = Vec::with_capacity(streams.len());
         // An interrupt drops the streams, which cancels what is still under way.
         for stream in &streams {
@@ -346,7 +336,7 @@ impl Generator {
         frequency_penalty: Option<f32>,
         logit_bias: Option<BTreeMap<Whole, f32>>,
         seed: Option<Whole>,
-        stop: Option<Stop>,
+        stop: Option<Names>,
         stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
         logprobs: Option<Whole>,
@@ -427,7 +417,7 @@ impl Generator {
         frequency_penalty: Option<f32>,
         logit_bias: Option<BTreeMap<Whole, f32>>,
         seed: Option<Whole>,
-        stop: Option<Stop>,
+        stop: Option<Names>,
         stop_token_ids: Option<Vec<Whole>>,
         ignore_eos: Option<bool>,
         logprobs: Option<Whole>,
@@ -451,84 +441,15 @@ impl Generator {
         };
         let options = keywords.over(&self.options)?;
         let (prompts, many) = convert::prompts(prompt)?;
-        let streams = self.start(py, &prompts, &options, adapter)?;
-        let pending = Bound::new(py, Pending { streams, many })?;
-        py.import("candlewick._async")?.call_method1("finish", (pending,))
+        let job = self.job(py, prompts, options, adapter)?;
+        let (wait, pending) = match job.is_slow_to_begin() {
+            true => ("generate", Pending::later(job, many)),
+            false => ("finish", Pending::new(enter(py, || job.begin())?, many)),
+        };
+        py.import("candlewick._async")?.call_method1(wait, (Bound::new(py, pending)?,))
     }
 
     fn __repr__(&self) -> String {
         format!("Generator({}, max_new_tokens={})", self.model.get().describe(), self.options.max_new_tokens)
-    }
-}
-
-/// One result, or all of them in a list.
-fn deliver(py: Python<'_>, mut results: Vec<Generation>, many: bool) -> PyResult<Bound<'_, PyAny>> {
-    match (many, results.pop()) {
-        (false, Some(result)) => Ok(Bound::new(py, result)?.into_any()),
-        (_, last) => {
-            results.extend(last);
-            let results =
-                results.into_iter().map(|result| Bound::new(py, result)).collect::<PyResult<Vec<_>>>()?;
-            Ok(PyList::new(py, results)?.into_any())
-        }
-    }
-}
-
-/// Generations under way that an event loop waits for. Dropping it cancels them.
-#[pyclass(frozen, name = "_Pending", module = "candlewick._native")]
-pub(super) struct Pending {
-    streams: Vec<generate::TokenStream>,
-    many: bool,
-}
-
-impl Pending {
-    fn resolve<'py>(slf: &Bound<'py, Self>, future: &Bound<'py, PyAny>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        if future.call_method0("done")?.is_truthy()? {
-            return Ok(());
-        }
-        for stream in &this.streams {
-            let event_loop = future.call_method0("get_loop")?;
-            let waker = notify::waker(
-                event_loop.unbind(),
-                slf.getattr("_advance")?.unbind(),
-                future.clone().unbind(),
-            );
-            loop {
-                match stream.poll_next(&mut Context::from_waker(&waker)) {
-                    Poll::Pending => return Ok(()),
-                    Poll::Ready(Ok(Some(_))) => {}
-                    Poll::Ready(Ok(None)) => break,
-                    Poll::Ready(Err(error)) => {
-                        future.call_method1("set_exception", (PyErr::from(error).into_value(py),))?;
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        let results = this.streams.iter().filter_map(generate::TokenStream::result);
-        let results = results.map(|result| Generation::from(&*result)).collect();
-        future.call_method1("set_result", (deliver(py, results, this.many)?,))?;
-        Ok(())
-    }
-}
-
-#[pymethods]
-impl Pending {
-    /// A future of the running event loop that gets the result.
-    fn future<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
-        let future = new_future(slf.py())?;
-        Self::resolve(slf, &future)?;
-        Ok(future)
-    }
-
-    /// Called by the event loop when a generation may have ended.
-    fn _advance<'py>(slf: &Bound<'py, Self>, future: &Bound<'py, PyAny>) -> PyResult<()> {
-        Self::resolve(slf, future)
-    }
-
-    /// Ends all generations within one token.
-    fn cancel(&self) {
-        self.streams.iter().for_each(generate::TokenStream::cancel);
     }
 }

@@ -7,6 +7,7 @@ mod embedder;
 mod encode;
 mod enter;
 mod errors;
+mod generating;
 mod generator;
 mod lora;
 mod memory;

@@ -1,16 +1,53 @@
 //! What a caller of `Embedder.from_pretrained` wants to be different from what the repository says.
 
+use pyo3::exceptions::PyTypeError;
+#[cfg(feature = "stubs")]
+use pyo3::inspect::PyStaticExpr;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyFrozenSet, PySet, PyString};
+#[cfg(feature = "stubs")]
+use pyo3::{type_hint_identifier, type_hint_subscript, type_hint_union};
 
 use crate::embed::EmbedderOptions;
 use crate::models::LoadOptions;
 
-/// One string, or a list of them.
-#[derive(Clone, FromPyObject, IntoPyObject)]
+/// One string, or any iterable of them; sets are sorted, as their order differs from run to run.
+#[derive(Clone, IntoPyObject)]
 pub(super) enum Names {
     One(String),
     Many(Vec<String>),
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Names {
+    type Error = PyErr;
+    #[cfg(feature = "stubs")]
+    const INPUT_TYPE: PyStaticExpr = type_hint_union!(
+        String::INPUT_TYPE,
+        type_hint_subscript!(type_hint_identifier!("collections.abc", "Iterable"), String::INPUT_TYPE)
+    );
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(text) = given.cast::<PyString>() {
+            return Ok(Self::One(text.to_str()?.to_owned()));
+        }
+        let Ok(items) = given.try_iter() else {
+            let kind = given.get_type().name()?;
+            return Err(PyTypeError::new_err(format!("got {kind}, expected a str or an iterable of str")));
+        };
+        let mut names = Vec::new();
+        for (index, item) in items.enumerate() {
+            let item = item?;
+            let Ok(name) = item.cast::<PyString>() else {
+                let kind = item.get_type().name()?;
+                return Err(PyTypeError::new_err(format!("item {index} is of type {kind}, expected str")));
+            };
+            names.push(name.to_str()?.to_owned());
+        }
+        if given.is_instance_of::<PySet>() || given.is_instance_of::<PyFrozenSet>() {
+            names.sort();
+        }
+        Ok(Self::Many(names))
+    }
 }
 
 /// What was asked to be different from what the repository says.

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import candlewick as cw
+
 PROMPT = "Once upon a time"
 
 
@@ -109,6 +111,40 @@ async def test_the_loop_is_not_blocked(greedy):
     assert len(lags) > 20 * elapsed
     lags.sort()
     assert lags[int(len(lags) * 0.9)] < 0.020
+
+
+async def test_a_long_prompt_is_encoded_beside_the_loop(tiny_model, greedy, monkeypatch):
+    text = "Once upon a time " * 400
+    ids = tiny_model.tokenizer.encode(text)
+    with pytest.raises(cw.ContextLengthError):
+        await greedy.agenerate(text * 40)
+    begun = []
+    to_thread = asyncio.to_thread
+    monkeypatch.setattr(asyncio, "to_thread", lambda work: begun.append(work) or to_thread(work))
+    if len(ids) < tiny_model.context_length:
+        assert (await greedy.agenerate(text, max_new_tokens=2)).prompt_tokens == len(ids)
+    else:
+        with pytest.raises(cw.ContextLengthError):
+            await greedy.agenerate(text, max_new_tokens=2)
+    assert len(begun) == 1
+    task = asyncio.create_task(greedy.agenerate(text, max_new_tokens=400, ignore_eos=True))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await greedy.agenerate(PROMPT)).generated_tokens > 0
+    assert len(begun) == 2
+
+
+async def test_several_tasks_may_read_one_stream(greedy):
+    expected = greedy.generate(PROMPT, max_new_tokens=12, ignore_eos=True).token_ids
+    stream = greedy.stream(PROMPT, max_new_tokens=12, ignore_eos=True)
+
+    async def read():
+        return [(token.index, token.token_id) async for token in stream]
+
+    found = await asyncio.wait_for(asyncio.gather(*(read() for _ in range(4))), 30)
+    assert sorted(pair for part in found for pair in part) == list(enumerate(expected))
 
 
 PROGRAM = """

@@ -347,3 +347,33 @@ def test_cached_prefix(tiny_model, greedy):
     again = greedy.generate(prompt)
     assert 0 < again.cached_tokens < len(prompt)
     assert again.token_ids == first.token_ids
+
+
+def test_streams_that_nobody_reads_hold_nobody_up(greedy):
+    unread = [greedy.stream(PROMPT, max_new_tokens=100, ignore_eos=True) for _ in range(70)]
+    time.sleep(0.5)
+    assert greedy.generate(PROMPT, max_new_tokens=3, ignore_eos=True).generated_tokens == 3
+    expected = greedy.generate(PROMPT, max_new_tokens=100, ignore_eos=True).token_ids
+    for stream in unread:
+        assert [token.token_id for token in stream] == expected
+
+
+def test_stops_may_come_in_any_iterable(greedy):
+    whole = greedy.generate(PROMPT).text
+    stop = whole[4:7]
+    expected = greedy.generate(PROMPT, stop=stop).text
+    assert expected == whole[: whole.index(stop)]
+    for kind in (list, tuple, set, frozenset, iter, dict.fromkeys):
+        assert greedy.generate(PROMPT, stop=kind([stop, "never said"])).text == expected
+    for wrong in (5, [5], [b"x"], b"x"):
+        with pytest.raises(TypeError, match="str"):
+            greedy.generate(PROMPT, stop=wrong)
+
+
+def test_stop_strings_need_a_tokenizer(small):
+    generator = cw.Generator(small, max_new_tokens=2)
+    with pytest.raises(cw.InvalidArgumentError, match=r"stop: .*stop_token_ids"):
+        generator.generate([1, 2], stop="x")
+    with pytest.raises(cw.InvalidArgumentError, match="stop:"):
+        cw.Generator(small, stop=["x"])
+    assert generator.generate([1, 2], stop=[]).generated_tokens > 0

@@ -120,6 +120,8 @@ def test_scripted_model_knows_every_keyword(tiny_model):
     assert names == testing._KEYWORDS
     with pytest.raises(TypeError, match="temprature"):
         testing.ScriptedModel(["x"]).generate("Hi", temprature=1)
+    with pytest.raises(TypeError, match="list of texts"):
+        testing.ScriptedModel("one text")
     for name in names:
         assert cw.Generator(tiny_model, max_new_tokens=1, **{name: None if name != "ignore_eos" else True})
 
