@@ -140,6 +140,16 @@ pub fn synchronize(device: &Device) -> Result<()> {
     Ok(device.synchronize()?)
 }
 
+/// Bytes of memory that this machine has; where the system does not tell, more than any has.
+pub fn total_memory_bytes() -> u64 {
+    let kibibytes = |text: String| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    let told = std::fs::read_to_string("/proc/meminfo").ok().and_then(kibibytes);
+    told.map_or(1 << 44, |kibibytes| kibibytes.saturating_mul(1024))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@ The compiled part of candlewick; use the names that `candlewick` exports.
 """
 
 from _typeshed import SupportsGetItem, SupportsLenAndGetItem
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex, final
@@ -71,6 +72,10 @@ class AdapterInfo:
         generation: A hash of its content; adapters of the same generation compute the same.
         base_model: The model it says it was made for, or None.
     """
+    def __eq__(self, value: object, /) -> bool: ...
+    def __getnewargs__(self, /) -> tuple: ...
+    def __ne__(self, value: object, /) -> bool: ...
+    def __new__(cls, /, name: str, rank: SupportsIndex, alpha: SupportsFloat | SupportsIndex, target_modules: SupportsGetItem[int, str], num_parameters: SupportsIndex, size_in_bytes: SupportsIndex, generation: str, base_model: str | None) -> AdapterInfo: ...
     def __repr__(self, /) -> str: ...
     @property
     def alpha(self, /) -> float:
@@ -411,7 +416,7 @@ class Embedder:
             As ``encode``.
         """
     @staticmethod
-    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", pooling: str | SupportsGetItem[int, str] | None = None, normalize: bool | None = None, max_length: SupportsIndex | None = None, prompts: dict | None = None, default_prompt_name: str | None = None, truncate_dim: SupportsIndex | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Embedder:
+    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", pooling: str | Iterable[str] | None = None, normalize: bool | None = None, max_length: SupportsIndex | None = None, prompts: dict | None = None, default_prompt_name: str | None = None, truncate_dim: SupportsIndex | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Embedder:
         """
         Loads an embedding model.
 
@@ -608,9 +613,9 @@ class Generator:
         >>> generator.generate("Once upon a time").generated_tokens
         6
     """
-    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = 256, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = 0.0, frequency_penalty: SupportsFloat | SupportsIndex | None = 0.0, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = False, logprobs: SupportsIndex | None = 0, adapter: Any | None = None) -> Generator: ...
+    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = 256, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = 0.0, frequency_penalty: SupportsFloat | SupportsIndex | None = 0.0, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = False, logprobs: SupportsIndex | None = 0, adapter: Any | None = None) -> Generator: ...
     def __repr__(self, /) -> str: ...
-    def agenerate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
+    def agenerate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
         """
         As ``generate``, for ``await``; the event loop is never blocked.
 
@@ -635,7 +640,7 @@ class Generator:
         Returns:
             A coroutine that gives a ``Generation``, or a list of them. Cancelling it cancels the generation.
         """
-    def generate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
+    def generate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
         """
         Generates to the end.
 
@@ -671,7 +676,7 @@ class Generator:
         """
         The model.
         """
-    def stream(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | SupportsGetItem[int, str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> TokenStream:
+    def stream(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> TokenStream:
         """
         Generates token by token.
 
@@ -735,7 +740,7 @@ class LoraConfig:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> tuple: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, rank: SupportsIndex = 8, *, alpha: SupportsFloat | SupportsIndex = 16.0, dropout: SupportsFloat | SupportsIndex = 0.0, target_modules: str | SupportsGetItem[int, str] | None = None, exclude_modules: str | SupportsGetItem[int, str] | None = None, use_rslora: bool = False, use_dora: bool = False, rank_pattern: dict | None = None, alpha_pattern: dict | None = None, layers_to_transform: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None = None, layers_pattern: str | SupportsGetItem[int, str] | None = None, modules_to_save: str | SupportsGetItem[int, str] | None = None, bias: str = "none", lora_bias: bool = False, init_lora_weights: bool | str = ...) -> LoraConfig: ...
+    def __new__(cls, /, rank: SupportsIndex = 8, *, alpha: SupportsFloat | SupportsIndex = 16.0, dropout: SupportsFloat | SupportsIndex = 0.0, target_modules: str | Iterable[str] | None = ..., exclude_modules: str | Iterable[str] | None = None, use_rslora: bool = False, use_dora: bool = False, rank_pattern: dict | None = None, alpha_pattern: dict | None = None, layers_to_transform: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None = None, layers_pattern: str | Iterable[str] | None = None, modules_to_save: str | Iterable[str] | None = None, bias: str = "none", lora_bias: bool = False, init_lora_weights: bool | str = ...) -> LoraConfig: ...
     def __repr__(self, /) -> str: ...
     @property
     def alpha(self, /) -> float:
@@ -1491,7 +1496,7 @@ class Trainer:
             ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids", "labels"}``, where -100 is
             not learnt. Other fields are read over, whatever they hold.
         eval_dataset: Rows to evaluate on, in the same form.
-        lora: The adapter; default ``LoraConfig()``.
+        lora: The adapter, as candlewick's ``LoraConfig`` or PEFT's; default ``LoraConfig()``.
         adapter: Goes on with an adapter instead: a directory of PEFT or mlx-lm, the name of a registered adapter, or an
             ``Adapter``.
         learning_rate: The highest learning rate.

@@ -52,8 +52,10 @@ pub(super) fn plan<'a>(
         let mut ends: Vec<&str> = sites.iter().filter_map(|site| site.path.rsplit('.').next()).collect();
         ends.sort_unstable();
         ends.dedup();
+        let layers = config.layers_to_transform.as_ref();
+        let layers = layers.map(|layers| format!(" in layers_to_transform {layers:?}")).unwrap_or_default();
         let problem = format!(
-            "target_modules {:?} match no module of the model; it has {}",
+            "target_modules {} match no module of the model{layers}; it has {}",
             config.target_modules,
             ends.join(", ")
         );
@@ -81,7 +83,7 @@ pub(super) fn bind(file: &AdapterFile, sites: &Sites, name: &str) -> Result<Boun
     let paths = || file.tensors().keys().filter_map(|name| Some(layout::split(name)?.0));
     let naming = Naming::detect(sites, paths());
     let planned = plan(file.config(), sites, &naming, file.path())?;
-    let layers = match_tensors(file, &planned)?;
+    let layers = match_tensors(file, &planned, sites)?;
     check_copies(file, sites, &naming)?;
     let (mut size_in_bytes, mut num_parameters) = (0, 0);
     let mut on_device = Vec::with_capacity(planned.len());
@@ -133,10 +135,12 @@ pub(super) fn target_names(planned: &[Planned]) -> Vec<String> {
     names
 }
 
-/// For each planned site its tensors from the file; every tensor of the file belongs to one.
+/// For each planned site its tensors from the file; every tensor of the file belongs to one, or to a module that
+/// computes nothing here.
 pub(super) fn match_tensors(
     file: &AdapterFile,
     planned: &[Planned],
+    sites: &Sites,
 ) -> Result<Vec<BTreeMap<&'static str, Tensor>>> {
     let mut left: BTreeMap<(&str, &'static str), (&String, &Tensor)> = (file.tensors().iter())
         .filter_map(|(name, tensor)| Some((layout::split(name)?, (name, tensor))))
@@ -162,7 +166,8 @@ pub(super) fn match_tensors(
     let unknown = |(name, _): &(&String, &Tensor)| {
         (code::UNKNOWN_KEY, format!("tensor {name} belongs to no module that the configuration adapts"))
     };
-    problems.extend(left.values().map(unknown));
+    let unmatched = left.iter().filter(|((path, _), _)| !sites.is_unused(path));
+    problems.extend(unmatched.map(|(_, tensor)| unknown(&tensor)));
     report(file.path(), problems)?;
     Ok(layers)
 }

@@ -21,6 +21,16 @@ pub enum Modules {
     AllLinear,
 }
 
+impl std::fmt::Display for Modules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Names(names) => write!(f, "{names:?}"),
+            Self::Pattern(pattern) => write!(f, "{pattern:?}"),
+            Self::AllLinear => f.write_str("\"all-linear\""),
+        }
+    }
+}
+
 /// Which biases of the base model an adapter carries its own values for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BiasMode {
@@ -99,6 +109,9 @@ impl Default for LoraConfig {
         }
     }
 }
+
+/// What ranks are below.
+const MAX_RANK: usize = 1 << 31;
 
 /// Initialisations after which the base model is no longer the published one.
 const BASE_CHANGING: &[&str] = &["pissa", "olora", "corda", "loftq", "lora_ga"];
@@ -214,6 +227,11 @@ impl LoraConfig {
         if self.rank == 0 || self.rank_pattern.iter().any(|(_, rank)| *rank == 0) {
             return Err(("r", "0".into(), "a rank of at least 1"));
         }
+        let too_large = |rank: &usize| *rank >= MAX_RANK;
+        let mut ranks = std::iter::once(&self.rank).chain(self.rank_pattern.iter().map(|(_, rank)| rank));
+        if let Some(rank) = ranks.find(|rank| too_large(rank)) {
+            return Err(("r", rank.to_string(), "a rank below 2147483648"));
+        }
         if !self.alpha.is_finite() || self.alpha_pattern.iter().any(|(_, alpha)| !alpha.is_finite()) {
             return Err(("lora_alpha", self.alpha.to_string(), "a finite number"));
         }
@@ -225,6 +243,18 @@ impl LoraConfig {
         }
         if self.use_dora && self.lora_bias {
             return Err(("lora_bias", "true".into(), "false with use_dora"));
+        }
+        if self.lora_bias && self.initialisation != Initialisation::Uniform {
+            return Err(("lora_bias", "true".into(), "false with another init_lora_weights than true"));
+        }
+        let is_pattern = matches!(self.target_modules, Modules::Pattern(_));
+        if let (true, Some(layers)) = (is_pattern, &self.layers_to_transform) {
+            let expected = "none where target_modules is a regular expression, which can say it itself";
+            return Err(("layers_to_transform", format!("{layers:?}"), expected));
+        }
+        if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
+            let expected = "none without layers_to_transform, as it would do nothing";
+            return Err(("layers_pattern", format!("{:?}", self.layers_pattern), expected));
         }
         Ok(())
     }
@@ -277,7 +307,7 @@ fn number(value: f64) -> Value {
 }
 
 fn as_count(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count < 1 << 31)
+    value.as_u64().and_then(|count| usize::try_from(count).ok()).filter(|count| *count < MAX_RANK)
 }
 
 /// Typed reading of a configuration; `null` counts as absent.

@@ -42,6 +42,8 @@ pub struct AdapterFile {
 struct Copies {
     source: Arc<SafetensorsSource>,
     names: Vec<String>,
+    /// What stands before each of them in the file.
+    prefix: &'static str,
 }
 
 impl AdapterFile {
@@ -85,9 +87,11 @@ impl AdapterFile {
     fn read_tensors(&mut self, source: SafetensorsSource, from_mlx: bool) -> Result<()> {
         let mut names = source.names();
         names.sort();
+        // Transformers takes names without the prefix too, and some tools write them; a file has one kind.
+        let prefix = if names.iter().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
         let (mut problems, mut unknown, mut copies) = (Vec::new(), Vec::new(), Vec::new());
         for name in names {
-            let known = if from_mlx { mlx::rename(&name) } else { rename(&name) };
+            let known = if from_mlx { mlx::rename(&name) } else { rename(&name, prefix) };
             let Some(known) = known else {
                 unknown.push(format!("tensor {name} is none that an adapter has"));
                 continue;
@@ -115,7 +119,8 @@ impl AdapterFile {
         if self.tensors.is_empty() {
             return Err(self.invalid(code::EMPTY, vec!["the file holds no tensors".into()]));
         }
-        self.copies = (!copies.is_empty()).then(|| Copies { source: Arc::new(source), names: copies });
+        self.copies =
+            (!copies.is_empty()).then(|| Copies { source: Arc::new(source), names: copies, prefix });
         Ok(())
     }
 
@@ -176,7 +181,7 @@ impl AdapterFile {
     /// A copied base weight in f32.
     pub(super) fn copy(&self, name: &str) -> Result<Option<Tensor>> {
         let Some(copies) = &self.copies else { return Ok(None) };
-        Ok(read_tensor(&copies.source, &format!("{PREFIX}{name}"))?.ok())
+        Ok(read_tensor(&copies.source, &format!("{}{name}", copies.prefix))?.ok())
     }
 
     /// An error about this adapter with all problems of one kind.
@@ -250,8 +255,8 @@ fn open(directory: &Path, weights: &Path) -> Result<SafetensorsSource> {
 }
 
 /// The name without what PEFT puts before and between; `None` for a name that no adapter has.
-fn rename(name: &str) -> Option<String> {
-    let name = name.strip_prefix(PREFIX)?.replace(".modules_to_save.", ".");
+fn rename(name: &str, prefix: &str) -> Option<String> {
+    let name = name.strip_prefix(prefix)?.replace(".modules_to_save.", ".");
     // Some versions wrote the magnitude as a module of its own.
     let name = name
         .strip_suffix("lora_magnitude_vector.weight")

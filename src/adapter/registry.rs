@@ -56,6 +56,15 @@ pub(super) struct State {
 }
 
 impl State {
+    fn check_room(&self, name: &str, max_adapters: usize) -> Result<()> {
+        let is_new = !self.entries.iter().any(|entry| entry.info.name == name);
+        if is_new && self.entries.len() >= max_adapters {
+            let problem = format!("{} adapters are loaded already; unload one first", self.entries.len());
+            return Err(Error::adapter(name, code::TOO_MANY, problem));
+        }
+        Ok(())
+    }
+
     pub(super) fn find(&self, name: &str) -> Result<&Entry> {
         self.entries.iter().find(|entry| entry.info.name == name).ok_or_else(|| {
             let names: Vec<_> = self.entries.iter().map(|entry| format!("{:?}", entry.info.name)).collect();
@@ -252,20 +261,14 @@ impl AdapterRegistry {
         if name.is_empty() {
             return Err(Error::argument("name", "an empty name", "a name for the adapter"));
         }
-        let state = self.shared.lock();
-        let is_new = !state.entries.iter().any(|entry| entry.info.name == name);
-        if is_new && state.entries.len() >= self.max_adapters {
-            let problem = format!("{} adapters are loaded already; unload one first", state.entries.len());
-            return Err(Error::adapter(name, code::TOO_MANY, problem));
-        }
-        Ok(())
+        self.shared.lock().check_room(name, self.max_adapters)
     }
 
     fn put(&self, entry: Entry) -> Result<AdapterInfo> {
-        // Another thread may have filled the place while this one was reading.
-        self.check_room(&entry.info.name)?;
         let info = entry.info.clone();
         let mut state = self.shared.lock();
+        // Another thread may have filled the place while this one was reading.
+        state.check_room(&info.name, self.max_adapters)?;
         match state.entries.iter_mut().find(|other| other.info.name == info.name) {
             Some(other) => *other = entry,
             None => state.entries.push(entry),
@@ -298,8 +301,10 @@ impl AdapterRegistry {
     /// # Errors
     /// As [`AdapterRegistry::activate`].
     pub fn using(&self, name: &str) -> Result<ActiveGuard> {
-        let before = self.active();
-        self.activate(name)?;
+        let mut state = self.shared.lock();
+        let name = state.find(name)?.info.name.clone();
+        let before = state.active.replace(name);
+        drop(state);
         Ok(ActiveGuard { registry: self.clone(), before })
     }
 

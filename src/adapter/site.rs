@@ -51,6 +51,7 @@ impl Site {
 pub struct Sites {
     list: Vec<Site>,
     index: HashMap<String, usize>,
+    unused: &'static [&'static str],
     device: Device,
     dtype: DType,
 }
@@ -79,7 +80,17 @@ impl Sites {
     /// Any sites, of a model on `device` whose activations have `dtype`.
     pub fn new(list: Vec<Site>, device: Device, dtype: DType) -> Self {
         let index = list.iter().enumerate().map(|(index, site)| (site.path.clone(), index)).collect();
-        Self { list, index, device, dtype }
+        Self { list, index, unused: &[], device, dtype }
+    }
+
+    /// The same with modules that checkpoints have and nothing here computes; adapters may change them in vain.
+    pub fn with_unused(self, modules: &'static [&'static str]) -> Self {
+        Self { unused: modules, ..self }
+    }
+
+    /// Whether the module at `path` computes nothing here.
+    pub(super) fn is_unused(&self, path: &str) -> bool {
+        path.split('.').any(|part| self.unused.contains(&part))
     }
 
     /// The site at `path`.

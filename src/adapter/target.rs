@@ -33,46 +33,55 @@ impl<'a> Matcher<'a> {
     /// # Errors
     /// [`Error::InvalidAdapter`] with `invalid_config` for a malformed regular expression.
     pub(super) fn new(config: &'a LoraConfig, path: &'a Path) -> Result<Self> {
-        let compile = |pattern: String| {
-            Regex::new(&pattern).map_err(|error| {
-                let problem = format!("{pattern:?} is not a regular expression: {error}");
+        let compile = |field: &str, given: &str, whole: String| {
+            Regex::new(&whole).map_err(|error| {
+                // What is wrong by itself is reported without what is put around it.
+                let error = Regex::new(given).err().unwrap_or(error);
+                let problem = format!("{field}: {given:?} is not a regular expression: {error}");
                 Error::adapter(path, code::INVALID_CONFIG, problem)
             })
         };
-        let modules = |modules: &'a Modules| -> Result<Pattern<'a>> {
+        let modules = |field: &str, modules: &'a Modules| -> Result<Pattern<'a>> {
             Ok(match modules {
                 Modules::Names(names) => Pattern::Names(names),
-                Modules::Pattern(pattern) => Pattern::Regex(compile(format!("^(?:{pattern})$"))?),
+                Modules::Pattern(pattern) => {
+                    Pattern::Regex(compile(field, pattern, format!("^(?:{pattern})$"))?)
+                }
                 Modules::AllLinear => Pattern::AllLinear,
             })
         };
-        let by_end = |pattern: &str| compile(format!("^(.*\\.)?({pattern})$"));
+        let by_end = |field: &str, pattern: &str| compile(field, pattern, format!("^(.*\\.)?({pattern})$"));
         let layers = match config.layers_pattern.as_slice() {
-            [] => vec![compile(r"^.*?\.[^.]*\.(?P<layer>\d+)\.".into())?],
+            [] => {
+                let any = r"^.*?\.[^.]*\.(?P<layer>\d+)\.";
+                vec![compile("layers_pattern", any, any.into())?]
+            }
             names => names
                 .iter()
-                .map(|name| compile(format!(r"^(?:|.*?\.){name}\.(?P<layer>\d+)\.")))
+                .map(|name| compile("layers_pattern", name, format!(r"^(?:|.*?\.){name}\.(?P<layer>\d+)\.")))
                 .collect::<Result<_>>()?,
         };
         let saved = (config.modules_to_save.iter())
-            .map(|name| compile(format!(r"^(?:|.*\.){name}(?:$|\..*)")))
+            .map(|name| compile("modules_to_save", name, format!(r"^(?:|.*\.){name}(?:$|\..*)")))
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
             path,
-            targets: modules(&config.target_modules)?,
-            excluded: config.exclude_modules.as_ref().map(modules).transpose()?,
+            targets: modules("target_modules", &config.target_modules)?,
+            excluded: (config.exclude_modules.as_ref())
+                .map(|excluded| modules("exclude_modules", excluded))
+                .transpose()?,
             saved,
             layers,
             ranks: config
                 .rank_pattern
                 .iter()
-                .map(|(pattern, rank)| Ok((by_end(pattern)?, *rank)))
+                .map(|(pattern, rank)| Ok((by_end("rank_pattern", pattern)?, *rank)))
                 .collect::<Result<_>>()?,
             alphas: config
                 .alpha_pattern
                 .iter()
-                .map(|(pattern, alpha)| Ok((by_end(pattern)?, *alpha)))
+                .map(|(pattern, alpha)| Ok((by_end("alpha_pattern", pattern)?, *alpha)))
                 .collect::<Result<_>>()?,
         })
     }
@@ -109,6 +118,30 @@ impl<'a> Matcher<'a> {
             }
         }
         Ok(false)
+    }
+
+    /// The first of `modules_to_save` that does not mean at least one of `sites`, or means one of `others`; with it what it
+    /// wrongly means.
+    pub(super) fn unsaved<'p>(
+        &self,
+        sites: &[&str],
+        others: &'p [String],
+    ) -> Result<Option<(&'a str, Option<&'p str>)>> {
+        for (name, pattern) in self.config.modules_to_save.iter().zip(&self.saved) {
+            for other in others {
+                if self.is_match(pattern, other)? {
+                    return Ok(Some((name, Some(other))));
+                }
+            }
+            let mut is_met = false;
+            for site in sites {
+                is_met |= self.is_match(pattern, site)?;
+            }
+            if !is_met {
+                return Ok(Some((name, None)));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the adapter replaces the bias of a site that has one.

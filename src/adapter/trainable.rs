@@ -13,10 +13,11 @@ use super::layout::{self, A, B, B_BIAS, BASE_BIAS, BIAS, EMBEDDING_A, EMBEDDING_
 use super::parts::Training;
 use super::random::Random;
 use super::site::Naming;
-use super::{AdapterFile, Clock, Initialisation, LoraConfig, Modules, Site, Sites, dora};
+use super::target::Matcher;
+use super::{AdapterFile, Clock, Initialisation, LoraConfig, Modules, Site, Sites, code, dora};
 use crate::models::Model;
 use crate::nn::AdapterSet;
-use crate::{Error, Result};
+use crate::{Error, Result, device};
 
 /// What messages call an adapter that has no file yet.
 const FRESH: &str = "lora";
@@ -50,7 +51,9 @@ impl TrainableAdapter {
         config.validate()?;
         let config = config.for_model(model)?;
         let sites = Sites::of(model);
+        check_saved(model, &config, &sites)?;
         let planned = plan(&config, &sites, &Naming::Same, Path::new(FRESH))?;
+        check_memory(&config, &planned)?;
         let start = |planned: &Planned, name: &'static str, shape: &[usize]| {
             let mut random = Random::new(seed, &format!("{}.{name}", planned.path));
             initial(planned.site, name, shape, &config, &mut random)
@@ -74,7 +77,7 @@ impl TrainableAdapter {
         let paths = || file.tensors().keys().filter_map(|name| Some(layout::split(name)?.0));
         let naming = Naming::detect(&sites, paths());
         let planned = plan(file.config(), &sites, &naming, file.path())?;
-        let layers = bind::match_tensors(file, &planned)?;
+        let layers = bind::match_tensors(file, &planned, &sites)?;
         bind::check_copies(file, &sites, &naming)?;
         Self::new(model, file.config(), &planned, layers, &sites, seed)
     }
@@ -181,6 +184,41 @@ impl LoraConfig {
         }
         Ok(config)
     }
+}
+
+/// Refuses an adapter for which there can be no memory, before any is taken.
+fn check_memory(config: &LoraConfig, planned: &[Planned]) -> Result<()> {
+    /// A variable, its gradient, and the optimizer's two averages.
+    const COPIES: usize = 4 * size_of::<f32>();
+    let elements = planned
+        .iter()
+        .flat_map(|planned| &planned.layout.tensors)
+        .map(|(_, shape)| shape.iter().fold(1usize, |count, size| count.saturating_mul(*size)));
+    let bytes = elements.fold(0usize, usize::saturating_add).saturating_mul(COPIES) as u64;
+    let limit = device::total_memory_bytes();
+    if bytes <= limit {
+        return Ok(());
+    }
+    let allowed =
+        format!("one for which there is memory; it and its optimizer need {bytes} of {limit} bytes");
+    Err(Error::argument("rank", config.rank, allowed))
+}
+
+/// Refuses names of `modules_to_save` that mean nothing, or something that is not trained.
+fn check_saved(model: &Model, config: &LoraConfig, sites: &Sites) -> Result<()> {
+    let path = Path::new(FRESH);
+    let trained: Vec<&str> = sites.iter().map(|site| site.path.as_str()).collect();
+    let parts = model.decoder().parts().into_iter();
+    let parts = parts.filter_map(|(name, _)| Some(name.rsplit_once('.')?.0.to_owned()));
+    let others: Vec<String> = parts.filter(|path| !trained.contains(&path.as_str())).collect();
+    let Some((name, wrong)) = Matcher::new(config, path)?.unsaved(&trained, &others)? else { return Ok(()) };
+    let problem = match wrong {
+        Some(module) => format!(
+            "modules_to_save: {name:?} means {module}, which is not trained; linear layers, the embedding and the head are"
+        ),
+        None => format!("modules_to_save: {name:?} matches no module of the model"),
+    };
+    Err(Error::adapter(path, code::UNKNOWN_TARGET, problem))
 }
 
 /// The argument of [`LoraConfig`] that a field of PEFT's configuration corresponds to.

@@ -419,5 +419,6 @@ pub(super) fn max_length(
 fn sites(encoder: &TextEncoder) -> Sites {
     let mut list = Vec::new();
     encoder.linears(&mut |linear| list.push(Site::linear(linear, SiteKind::Linear)));
-    Sites::new(list, encoder.device().clone(), encoder.compute_dtype())
+    // Adapters of whole encoders reach their poolers too, which no vector comes from.
+    Sites::new(list, encoder.device().clone(), encoder.compute_dtype()).with_unused(&["pooler"])
 }

@@ -57,6 +57,26 @@ pub(super) struct LoraConfig {
     pub(super) inner: adapter::LoraConfig,
 }
 
+/// A configuration of ours, or one of PEFT's.
+pub(super) struct Lora(pub(super) adapter::LoraConfig);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Lora {
+    type Error = PyErr;
+    #[cfg(feature = "stubs")]
+    const INPUT_TYPE: pyo3::inspect::PyStaticExpr = <Py<LoraConfig> as FromPyObject<'a, 'py>>::INPUT_TYPE;
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(config) = given.cast::<LoraConfig>() {
+            return Ok(Self(config.get().inner.clone()));
+        }
+        if given.hasattr("peft_type")? && given.hasattr("to_dict")? {
+            return Ok(Self(LoraConfig::from_peft(&given)?.inner));
+        }
+        let kind = given.get_type().name()?;
+        Err(PyTypeError::new_err(format!("lora: got {kind}, expected a LoraConfig of candlewick or of PEFT")))
+    }
+}
+
 /// A word without anything that has a meaning in regular expressions is a name.
 fn modules(given: Names) -> Modules {
     match given {
@@ -75,6 +95,11 @@ fn names(modules: &Modules) -> Names {
         Modules::Pattern(pattern) => Names::One(pattern.clone()),
         Modules::AllLinear => Names::One("all-linear".into()),
     }
+}
+
+/// The modules that are adapted where nothing is said.
+fn usual_targets() -> Names {
+    names(&adapter::LoraConfig::default().target_modules)
 }
 
 fn list(given: Option<Names>) -> Vec<String> {
@@ -140,10 +165,14 @@ fn start(given: &Start) -> Result<Initialisation> {
 #[pymethods]
 impl LoraConfig {
     #[new]
-    #[pyo3(signature = (rank: "SupportsIndex" = 8, *, alpha = 16.0, dropout = 0.0, target_modules = None,
+    #[pyo3(signature = (rank: "SupportsIndex" = 8, *, alpha = 16.0, dropout = 0.0, target_modules = usual_targets(),
                         exclude_modules = None, use_rslora = false, use_dora = false, rank_pattern = None,
                         alpha_pattern = None, layers_to_transform = None, layers_pattern = None, modules_to_save = None,
-                        bias = "none", lora_bias = false, init_lora_weights = Start::Default(true)))]
+                        bias = "none", lora_bias = false, init_lora_weights = Start::Default(true)),
+           text_signature = "(rank=8, *, alpha=16.0, dropout=0.0, target_modules=['q_proj', 'v_proj'], \
+                             exclude_modules=None, use_rslora=False, use_dora=False, rank_pattern=None, \
+                             alpha_pattern=None, layers_to_transform=None, layers_pattern=None, modules_to_save=None, \
+                             bias='none', lora_bias=False, init_lora_weights=True)")]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
         #[pyo3(from_py_with = named::rank)] rank: i64,

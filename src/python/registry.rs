@@ -93,7 +93,8 @@ impl Adapter {
 ///     size_in_bytes: Bytes it takes beside the model.
 ///     generation: A hash of its content; adapters of the same generation compute the same.
 ///     base_model: The model it says it was made for, or None.
-#[pyclass(frozen, get_all, module = "candlewick")]
+#[pyclass(frozen, get_all, eq, module = "candlewick")]
+#[derive(PartialEq)]
 pub(super) struct AdapterInfo {
     /// The name.
     name: String,
@@ -130,6 +131,28 @@ impl From<adapter::AdapterInfo> for AdapterInfo {
 
 #[pymethods]
 impl AdapterInfo {
+    #[new]
+    #[allow(clippy::too_many_arguments)] // Unpickling calls it.
+    fn new(
+        name: String,
+        rank: usize,
+        alpha: f64,
+        target_modules: Vec<String>,
+        num_parameters: usize,
+        size_in_bytes: usize,
+        generation: String,
+        base_model: Option<String>,
+    ) -> Self {
+        Self { name, rank, alpha, target_modules, num_parameters, size_in_bytes, generation, base_model }
+    }
+
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let Self { name, rank, alpha, target_modules, num_parameters, size_in_bytes, generation, base_model } =
+            self;
+        (name, rank, alpha, target_modules, num_parameters, size_in_bytes, generation, base_model)
+            .into_pyobject(py)
+    }
+
     fn __repr__(&self) -> String {
         let Self { name, rank, num_parameters, generation, .. } = self;
         format!(
@@ -359,7 +382,8 @@ pub(super) fn choice(given: Option<&Bound<'_, PyAny>>) -> PyResult<AdapterChoice
         Some(given) => match given.cast::<PyString>() {
             Ok(name) => AdapterChoice::Named(name.to_str()?.to_owned()),
             Err(_) => {
-                let allowed = "the name of a registered adapter, None or False";
+                let allowed = "the name of a registered adapter, None or False; AdapterRegistry.add gives an \
+                               adapter a name";
                 return Err(Error::argument("adapter", given.repr()?.to_string(), allowed).into());
             }
         },

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::enter::{enter, enter_long};
-use super::lora::LoraConfig;
+use super::lora::Lora;
 use super::memory::KeepFreed;
 use super::metrics::StepMetrics;
 use super::model::Model;
@@ -55,7 +55,7 @@ struct Seen {
 ///         ``{"messages"}``, of which the assistant's turns are learnt; or ``{"input_ids", "labels"}``, where -100 is
 ///         not learnt. Other fields are read over, whatever they hold.
 ///     eval_dataset: Rows to evaluate on, in the same form.
-///     lora: The adapter; default ``LoraConfig()``.
+///     lora: The adapter, as candlewick's ``LoraConfig`` or PEFT's; default ``LoraConfig()``.
 ///     adapter: Goes on with an adapter instead: a directory of PEFT or mlx-lm, the name of a registered adapter, or an
 ///         ``Adapter``.
 ///     learning_rate: The highest learning rate.
@@ -168,7 +168,9 @@ impl Trainer {
         let mut seen = self.seen();
         seen.step_count = trainer.step_count();
         seen.is_finished = trainer.is_finished();
-        let Some(metrics) = step? else { return Ok(None) };
+        // The step itself may have been taken before something else failed.
+        let step = step.inspect_err(|_| seen.history.extend(trainer.take_unreported()))?;
+        let Some(metrics) = step else { return Ok(None) };
         seen.history.push(metrics);
         if let (Some(directory), Some(every)) = (&self.options.save_dir, self.options.save_steps)
             && metrics.step.is_multiple_of(every)
@@ -189,14 +191,21 @@ impl Trainer {
                         packing = true, weight_decay = 0.01, betas = [0.9, 0.999], eps = 1e-8, max_grad_norm = 1.0,
                         label_smoothing = 0.0, gradient_checkpointing = Recompute::auto(), seed: "SupportsIndex" = 0,
                         shuffle = true, eval_steps = None, early_stopping_patience = None, save_dir = None,
-                        save_steps = None, keep_last: "SupportsIndex" = 3, show_progress_bar = None))]
+                        save_steps = None, keep_last: "SupportsIndex" = 3, show_progress_bar = None),
+           text_signature = "(model, train_dataset, *, eval_dataset=None, lora=None, adapter=None, \
+                             learning_rate=0.0001, schedule='cosine', warmup_steps=0, min_learning_rate=0.0, \
+                             batch_size=4, gradient_accumulation_steps=1, epochs=1, max_steps=None, max_length=1024, \
+                             packing=True, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-08, max_grad_norm=1.0, \
+                             label_smoothing=0.0, gradient_checkpointing='auto', seed=0, shuffle=True, \
+                             eval_steps=None, early_stopping_patience=None, save_dir=None, save_steps=None, \
+                             keep_last=3, show_progress_bar=None)")]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn new(
         py: Python<'_>,
         model: Py<Model>,
         train_dataset: &Bound<'_, PyAny>,
         eval_dataset: Option<&Bound<'_, PyAny>>,
-        lora: Option<Py<LoraConfig>>,
+        lora: Option<Lora>,
         adapter: Option<&Bound<'_, PyAny>>,
         learning_rate: f64,
         schedule: &str,
@@ -257,7 +266,7 @@ impl Trainer {
         }
         options.adapter = adapter.map(|adapter| to_continue(py, &core, adapter)).transpose()?;
         if let Some(lora) = lora {
-            options.lora = lora.get().inner.clone();
+            options.lora = lora.0;
         }
         options.refuse_unused(eval_dataset.is_some())?;
         let needed = train::NeededRows::new(&core, &options)?;
@@ -342,7 +351,7 @@ impl Trainer {
         directory: PathBuf,
         train_dataset: &Bound<'_, PyAny>,
         eval_dataset: Option<&Bound<'_, PyAny>>,
-        lora: Option<Py<LoraConfig>>,
+        lora: Option<Lora>,
         adapter: Option<&Bound<'_, PyAny>>,
         learning_rate: Option<f64>,
         schedule: Option<&str>,

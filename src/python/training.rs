@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pyo3::prelude::*;
 
-use super::lora::LoraConfig;
+use super::lora::{Lora, LoraConfig};
 use super::registry::to_continue;
 use super::whole::{Whole, count};
 use crate::train::{Checkpointing, SavedRun, Schedule, TrainerOptions};
@@ -144,13 +144,13 @@ pub(super) fn check_start(
     py: Python<'_>,
     model: &Model,
     run: &SavedRun,
-    lora: Option<Py<LoraConfig>>,
+    lora: Option<Lora>,
     adapter: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (name, config) = match (lora, adapter) {
         (None, None) => return Ok(()),
         (Some(_), Some(_)) => return Err(only_one_start().into()),
-        (Some(lora), None) => ("lora", lora.get().inner.clone()),
+        (Some(lora), None) => ("lora", lora.0),
         (None, Some(adapter)) => ("adapter", to_continue(py, model, adapter)?.config().clone()),
     };
     if run.is_of(model, &config)? {

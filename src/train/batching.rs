@@ -4,6 +4,7 @@
 //! from the seed and the epoch's number alone; a place in it is two numbers, which is all that resuming needs.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -219,15 +220,27 @@ pub(super) fn count_steps(
     data: &Dataset,
     epochs: usize,
     accumulation: usize,
+    cancelled: &AtomicBool,
 ) -> Result<usize> {
     let mut walk = Batches::new(rules, data, Position::default())?;
-    let mut steps = 0;
-    for _ in 0..epochs {
+    let mut epoch_steps = || -> Result<usize> {
         let mut batches = 0usize;
         while walk.next(data)?.is_some() {
             batches += 1;
         }
-        steps += batches.div_ceil(accumulation);
+        Ok(batches.div_ceil(accumulation))
+    };
+    let first = epoch_steps()?;
+    // Only the order of packed rows changes how many batches they make, and not even that where one is enough.
+    if !(rules.packing && rules.shuffle) || first <= 1 && accumulation == 1 {
+        return Ok(first.saturating_mul(epochs));
+    }
+    let mut steps = first;
+    for _ in 1..epochs {
+        if cancelled.load(Ordering::Relaxed) {
+            return Err(super::interrupted());
+        }
+        steps += epoch_steps()?;
     }
     Ok(steps)
 }

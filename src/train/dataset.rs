@@ -64,6 +64,8 @@ pub struct DatasetStats {
     pub truncated_tokens: usize,
     /// Rows that have nothing to predict, which are left out.
     pub rows_without_targets: usize,
+    /// A hash of all tokens and labels, in order.
+    pub content: u64,
 }
 
 /// The rows of one data set, in their order.
@@ -211,6 +213,7 @@ impl Dataset {
                 stats.truncated_rows += usize::from(example.truncated > 0);
                 stats.truncated_tokens += example.truncated;
                 stats.rows_without_targets += usize::from(targets == 0);
+                stats.content = content_hash(stats.content, &example);
                 lengths.push((example.ids.len() as u32, targets as u32));
                 examples.as_mut().into_iter().for_each(|examples| examples.push(example.clone()));
             }
@@ -231,6 +234,13 @@ impl Dataset {
         self.examples = examples;
         Ok(())
     }
+}
+
+/// The hash of one more row (Fowler, Noll, Vo: FNV-1a, by words).
+fn content_hash(before: u64, row: &Example) -> u64 {
+    let words = row.ids.iter().copied().chain(row.labels.iter().map(|label| *label as u32));
+    let words = std::iter::once(row.ids.len() as u32).chain(words);
+    words.fold(before, |hash, word| (hash ^ u64::from(word) ^ 0xcbf2_9ce4).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A line of a file. Python writes numbers that JSON does not have, which count as nothing.

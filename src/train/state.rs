@@ -45,6 +45,11 @@ struct Record {
     progress: Progress,
     rows: usize,
     tokens: usize,
+    /// Where all rows were looked at.
+    #[serde(default)]
+    content: Option<u64>,
+    #[serde(default)]
+    model_type: Option<String>,
 }
 
 impl Trainer {
@@ -72,6 +77,8 @@ impl Trainer {
             progress: self.progress,
             rows: self.data.len(),
             tokens: stats.tokens,
+            content: (stats.tokens > 0).then_some(stats.content),
+            model_type: Some(self.model.model_type().to_owned()),
         };
         let record = serde_json::to_string(&record).map_err(|error| Error::internal("saving", error))?;
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
@@ -109,11 +116,17 @@ impl Trainer {
         run.go_on(model, data, cancelled)
     }
 
-    fn check_data(&self, rows: usize, tokens: usize) -> Result<()> {
+    fn check_data(&self, record: &Record) -> Result<()> {
         let stats = self.data.stats();
-        let is_same = self.data.len() == rows && (tokens == 0 || stats.tokens == 0 || stats.tokens == tokens);
-        if is_same {
-            return Ok(());
+        let Record { rows, tokens, content, .. } = *record;
+        let was_seen = tokens > 0 && stats.tokens > 0;
+        if self.data.len() == rows && (!was_seen || stats.tokens == tokens) {
+            if !was_seen || content.is_none_or(|content| content == stats.content) {
+                return Ok(());
+            }
+            let reason = "the rows are not those with which the state was saved, or in another order; resume with the \
+                          same data, or start anew from the saved adapter";
+            return Err(Error::InvalidData { origin: ROWS_NAME.into(), line: None, reason: reason.into() });
         }
         Err(Error::InvalidData {
             origin: ROWS_NAME.into(),
@@ -186,6 +199,10 @@ impl SavedRun {
     ) -> Result<Trainer> {
         let Self { path, source, record, options } = self;
         options.validate()?;
+        if let Some(before) = record.model_type.as_deref().filter(|before| *before != model.model_type()) {
+            let allowed = format!("a {before} model, with which the run began");
+            return Err(Error::argument("model", model.model_type(), allowed));
+        }
         let damaged = |problem: String| Error::checkpoint(&path, problem);
         let mut kinds: [BTreeMap<String, Tensor>; 3] = Default::default();
         for name in source.names() {
@@ -197,8 +214,13 @@ impl SavedRun {
         let [adapter, exp_avg, exp_avg_sq] = kinds;
         let file = AdapterFile::from_tensors(&path, options.lora.clone(), adapter);
         let trainable = TrainableAdapter::continued(model, &file, options.seed)?;
-        let mut trainer = Trainer::assemble(model, data, options, trainable, record.progress, cancelled)?;
-        trainer.check_data(record.rows, record.tokens)?;
+        // A run that diverged may go on with other settings, as may one that stopped early with more patience.
+        let is_finished = options
+            .early_stopping_patience
+            .is_some_and(|patience| record.progress.evaluations_without_progress >= patience);
+        let progress = Progress { is_finished, ..record.progress };
+        let mut trainer = Trainer::assemble(model, data, options, trainable, progress, cancelled)?;
+        trainer.check_data(&record)?;
         let average = |of: &BTreeMap<String, Tensor>, name: &str| -> Result<Tensor> {
             let tensor = of.get(name).ok_or_else(|| damaged(format!("an average of {name} is missing")))?;
             Ok(tensor.to_device(model.device())?)

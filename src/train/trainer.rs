@@ -84,6 +84,8 @@ pub struct Trainer {
     map: Map,
     total_steps: usize,
     checkpoints: Option<Checkpoints>,
+    /// A step that was taken, where its evaluation or saving failed.
+    unreported: Option<StepMetrics>,
 }
 
 impl Trainer {
@@ -137,7 +139,9 @@ impl Trainer {
         let rules = BatchRules::from(&options);
         let total_steps = match options.max_steps {
             Some(steps) => steps,
-            None => count_steps(rules, &data, options.epochs, options.gradient_accumulation_steps)?,
+            None => {
+                count_steps(rules, &data, options.epochs, options.gradient_accumulation_steps, cancelled)?
+            }
         };
         report_truncation(data.stats(), options.max_length);
         if options.packing && options.max_steps.is_none() {
@@ -161,6 +165,7 @@ impl Trainer {
             data,
             eval_data,
             total_steps,
+            unreported: None,
         })
     }
 
@@ -216,7 +221,9 @@ impl Trainer {
         let begin = self.batches.position();
         match self.try_step(cancelled) {
             Ok((mut metrics, ends_epoch)) => {
-                Some(self.after_step(&mut metrics, ends_epoch, cancelled).map(|()| metrics))
+                let after = self.after_step(&mut metrics, ends_epoch, cancelled);
+                self.unreported = after.is_err().then_some(metrics);
+                Some(after.map(|()| metrics))
             }
             Err(error) => {
                 self.progress.is_finished = matches!(error, Error::Diverged { .. });
@@ -229,7 +236,11 @@ impl Trainer {
         }
     }
 
-    ///
+    /// The last step, where [`Trainer::next_step`] failed although it was taken: its evaluation or saving went wrong.
+    pub fn take_unreported(&mut self) -> Option<StepMetrics> {
+        self.unreported.take()
+    }
+
     /// The flag says whether an epoch ended.
     fn try_step(&mut self, cancelled: &AtomicBool) -> Result<(StepMetrics, bool)> {
         let (examples, ends_epoch) = self.next_examples()?;
@@ -278,7 +289,7 @@ impl Trainer {
 
     /// The batches of one optimizer step, all of one epoch, and whether it ends with them.
     fn next_examples(&mut self) -> Result<(Vec<Vec<Example>>, bool)> {
-        let mut step = Vec::with_capacity(self.options.gradient_accumulation_steps);
+        let mut step = Vec::new();
         let mut empty_epochs = 0;
         while step.len() < self.options.gradient_accumulation_steps {
             match self.batches.next(&self.data)? {
@@ -361,7 +372,8 @@ impl Trainer {
     /// Notes an evaluation: the best adapter is kept, and too long a time without progress ends the run.
     fn judge(&mut self, loss: Option<f64>) -> Result<()> {
         let Some(loss) = loss else { return Ok(()) };
-        if self.progress.best_eval_loss.is_none_or(|best| loss < best) {
+        // NaN is no progress, and would be the best for ever.
+        if loss.is_finite() && self.progress.best_eval_loss.is_none_or(|best| loss < best) {
             self.progress.best_eval_loss = Some(loss);
             self.progress.evaluations_without_progress = 0;
             if let Some(checkpoints) = &self.checkpoints {

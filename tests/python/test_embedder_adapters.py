@@ -122,3 +122,22 @@ def test_decoders_too(random_adapter, tiny_model):
     found = embedder.encode("Once upon a time", output="token", adapter="other")
     np.testing.assert_allclose(found, model.hidden_states(ids, adapter="other"), atol=1e-4)
     assert np.abs(found - tiny_model.hidden_states(ids)).max() > 0.01
+
+
+def test_what_is_adapted_of_the_pooler_is_read_over(embedder, merged, adapter, tmp_path):
+    """PEFT adapts the poolers of whole encoders, which no vector comes from."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    hidden = embedder.dimension
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["target_modules"] += ["pooler.dense"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors["base_model.model.pooler.dense.lora_A.weight"] = np.ones((RANK, hidden), np.float32)
+    tensors["base_model.model.pooler.dense.lora_B.weight"] = np.ones((hidden, RANK), np.float32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    registry = cw.AdapterRegistry(embedder)
+    registry.load("whole", tmp_path)
+    np.testing.assert_allclose(embedder.encode(TEXTS, adapter="whole"), merged.encode(TEXTS), atol=1e-5)
+    tensors["base_model.model.cooler.dense.lora_A.weight"] = np.ones((RANK, hidden), np.float32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(cw.AdapterError, match="cooler"):
+        registry.load("wrong", tmp_path)

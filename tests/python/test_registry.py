@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import candlewick as cw
 
@@ -258,3 +258,29 @@ def test_a_tuple_of_adapters(registry, tied):
     assert [result.adapter for result in results] == ["qv", "dora"]
     with pytest.raises(cw.InvalidArgumentError, match="2 names"):
         generator.generate([[5, 6]], adapter=("qv", "dora"))
+
+
+def test_what_is_known_of_an_adapter_is_plain(registry):
+    info = registry["qv"]
+    again = pickle.loads(pickle.dumps(info))
+    assert again == info
+    assert again != registry["dora"]
+    names = ("name", "rank", "alpha", "target_modules", "num_parameters", "size_in_bytes", "generation", "base_model")
+    assert [getattr(again, name) for name in names] == [getattr(info, name) for name in names]
+
+
+def test_names_without_a_prefix(repository, registry, tied, tmp_path):
+    """Transformers and some tools take adapters whose names do not begin with base_model.model."""
+    qv = repository / "tests/golden/adapters/qwen2-qv"
+    tensors = load_file(qv / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text((qv / "adapter_config.json").read_text())
+    plain = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    assert plain.keys().isdisjoint(tensors)
+    save_file(plain, tmp_path / "adapter_model.safetensors")
+    assert registry.load("plain", tmp_path).num_parameters == registry["qv"].num_parameters
+    np.testing.assert_array_equal(tied.logits([5, 6], adapter="plain"), tied.logits([5, 6], adapter="qv"))
+    first = min(tensors)
+    save_file(plain | {first: tensors[first]}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(cw.AdapterError) as caught:
+        registry.load("mixed", tmp_path)
+    assert caught.value.code == "unknown_key"

@@ -134,6 +134,47 @@ def test_resuming_a_run_that_went_on_with_an_adapter(small, tmp_path):
         cw.Trainer.resume(small, tmp_path / "state", id_rows(6), adapter=other.adapter)
 
 
+def test_a_run_that_stopped_early_goes_on_with_more_patience(small, tmp_path):
+    keywords = {"eval_dataset": id_rows(2), "eval_steps": 1, "max_steps": 6, "learning_rate": 0.0}
+    trainer = cw.Trainer(small, id_rows(6), early_stopping_patience=1, **keywords)
+    assert trainer.train().steps == 2
+    trainer.save_state(tmp_path)
+    same = cw.Trainer.resume(small, tmp_path, id_rows(6), early_stopping_patience=1, **keywords)
+    assert (same.is_finished, list(same)) == (True, [])
+    patient = cw.Trainer.resume(small, tmp_path, id_rows(6), early_stopping_patience=30, **keywords)
+    assert not patient.is_finished
+    assert patient.train().steps == 6
+
+
+def test_a_run_that_diverged_goes_on_with_other_settings(small, tmp_path):
+    trainer = cw.Trainer(small, id_rows(6), max_steps=6, learning_rate=1e30, max_grad_norm=None)
+    with pytest.raises(cw.TrainingDivergedError):
+        trainer.train()
+    trainer.save_state(tmp_path)
+    before = trainer.step_count
+    again = cw.Trainer.resume(small, tmp_path, id_rows(6), learning_rate=1e-5)
+    assert not again.is_finished
+    assert again.total_steps > before
+
+
+def test_resuming_knows_the_rows_and_the_model(small, repository, tmp_path):
+    rows = id_rows(6)
+    trainer = cw.Trainer(small, rows, max_steps=4, packing=False)
+    next(trainer)
+    trainer.save_state(tmp_path)
+    with pytest.raises(cw.DataError, match="another order"):
+        cw.Trainer.resume(small, tmp_path, rows[::-1])
+    labels = [row | {"labels": [-100, *row["labels"][1:]]} for row in rows]
+    with pytest.raises(cw.DataError, match="not those"):
+        cw.Trainer.resume(small, tmp_path, labels)
+    with (
+        cw.Model.from_pretrained(repository / "tests/golden/llama/plain", device="cpu") as other,
+        pytest.raises(cw.InvalidArgumentError, match="model: got llama, expected a qwen2 model"),
+    ):
+        cw.Trainer.resume(other, tmp_path, rows)
+    assert cw.Trainer.resume(small, tmp_path, rows).train().steps == 4
+
+
 KILLED = """
 import json, sys
 import candlewick as cw

@@ -261,7 +261,11 @@ fn unusable(id: &str, wanted: &Wanted, problem: String) -> Error {
     match wanted {
         Wanted::File(_) => not_found(id, problem),
         Wanted::Model => Error::checkpoint(id, problem),
-        Wanted::Adapter => Error::adapter(id, "missing_files", problem),
+        // The codes that directories have for the same.
+        Wanted::Adapter if problem.contains("adapter_config.json") => {
+            Error::adapter(id, "missing_config", problem)
+        }
+        Wanted::Adapter => Error::adapter(id, "missing_weights", problem),
     }
 }
 
