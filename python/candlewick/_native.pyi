@@ -145,7 +145,7 @@ class AdapterRegistry:
     def __getitem__(self, name: str, /) -> AdapterInfo: ...
     def __iter__(self, /) -> Any: ...
     def __len__(self, /) -> int: ...
-    def __new__(cls, /, model: Any, *, max_adapters: SupportsIndex = 16) -> AdapterRegistry: ...
+    def __new__(cls, /, model: Any, *, max_adapters: "SupportsIndex" = 16) -> AdapterRegistry: ...
     def __repr__(self, /) -> str: ...
     def activate(self, /, name: str) -> None:
         """
@@ -263,7 +263,7 @@ class Embedder:
     def __reduce__(self, /) -> Any: ...
     def __repr__(self, /) -> str: ...
     def _repr_html_(self, /) -> str: ...
-    def aencode(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+    def aencode(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
         """
         As ``encode``, from an event loop, which is not blocked; concurrent callers share batches.
 
@@ -276,12 +276,14 @@ class Embedder:
             truncate_dim: As for ``encode``.
             precision: As for ``encode``.
             truncation: As for ``encode``.
+            output: As for ``encode``.
+            show_progress_bar: As for ``encode``; True computes these texts by themselves.
             adapter: As for ``encode``.
 
         Returns:
             As ``encode``.
         """
-    def aencode_document(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+    def aencode_document(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
         """
         As ``aencode``, with the prompt for documents, if there is one.
 
@@ -294,12 +296,14 @@ class Embedder:
             truncate_dim: As for ``encode``.
             precision: As for ``encode``.
             truncation: As for ``encode``.
+            output: As for ``encode``.
+            show_progress_bar: As for ``encode``; True computes these texts by themselves.
             adapter: As for ``encode``.
 
         Returns:
             As ``encode``.
         """
-    def aencode_query(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", adapter: Any | None = None) -> Any:
+    def aencode_query(self, /, texts: Any, *, prompt_name: str | None = None, prompt: str | None = None, batch_size: SupportsIndex | None = None, normalize: bool | None = None, truncate_dim: SupportsIndex | None = None, precision: str = "float32", truncation: str = "warn", output: str = "sentence", show_progress_bar: bool | None = None, adapter: Any | None = None) -> Any:
         """
         As ``aencode``, with the prompt for queries, if there is one.
 
@@ -312,6 +316,8 @@ class Embedder:
             truncate_dim: As for ``encode``.
             precision: As for ``encode``.
             truncation: As for ``encode``.
+            output: As for ``encode``.
+            show_progress_bar: As for ``encode``; True computes these texts by themselves.
             adapter: As for ``encode``.
 
         Returns:
@@ -613,7 +619,7 @@ class Generator:
         >>> generator.generate("Once upon a time").generated_tokens
         6
     """
-    def __new__(cls, /, model: Model, *, max_new_tokens: SupportsIndex | None = 256, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = 0.0, frequency_penalty: SupportsFloat | SupportsIndex | None = 0.0, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = False, logprobs: SupportsIndex | None = 0, adapter: Any | None = None) -> Generator: ...
+    def __new__(cls, /, model: Model, *, max_new_tokens: "SupportsIndex | None" = 256, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = 0.0, frequency_penalty: SupportsFloat | SupportsIndex | None = 0.0, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = False, logprobs: "SupportsIndex | None" = 0, adapter: Any | None = None) -> Generator: ...
     def __repr__(self, /) -> str: ...
     def agenerate(self, /, prompt: Any, *, max_new_tokens: SupportsIndex | None = None, temperature: SupportsFloat | SupportsIndex | None = None, top_k: SupportsIndex | None = None, top_p: SupportsFloat | SupportsIndex | None = None, min_p: SupportsFloat | SupportsIndex | None = None, repetition_penalty: SupportsFloat | SupportsIndex | None = None, presence_penalty: SupportsFloat | SupportsIndex | None = None, frequency_penalty: SupportsFloat | SupportsIndex | None = None, logit_bias: dict[SupportsIndex, SupportsFloat | SupportsIndex] | None = None, seed: SupportsIndex | None = None, stop: str | Iterable[str] | None = None, stop_token_ids: SupportsGetItem[int, SupportsIndex] | None = None, ignore_eos: bool | None = None, logprobs: SupportsIndex | None = None, adapter: Any | None = None) -> Any:
         """
@@ -740,7 +746,7 @@ class LoraConfig:
     def __eq__(self, value: object, /) -> bool: ...
     def __getnewargs_ex__(self, /) -> tuple: ...
     def __ne__(self, value: object, /) -> bool: ...
-    def __new__(cls, /, rank: SupportsIndex = 8, *, alpha: SupportsFloat | SupportsIndex = 16.0, dropout: SupportsFloat | SupportsIndex = 0.0, target_modules: str | Iterable[str] | None = ..., exclude_modules: str | Iterable[str] | None = None, use_rslora: bool = False, use_dora: bool = False, rank_pattern: dict | None = None, alpha_pattern: dict | None = None, layers_to_transform: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None = None, layers_pattern: str | Iterable[str] | None = None, modules_to_save: str | Iterable[str] | None = None, bias: str = "none", lora_bias: bool = False, init_lora_weights: bool | str = ...) -> LoraConfig: ...
+    def __new__(cls, /, rank: "SupportsIndex" = 8, *, alpha: SupportsFloat | SupportsIndex = 16.0, dropout: SupportsFloat | SupportsIndex = 0.0, target_modules: str | Iterable[str] | None = ..., exclude_modules: str | Iterable[str] | None = None, use_rslora: bool = False, use_dora: bool = False, rank_pattern: dict | None = None, alpha_pattern: dict | None = None, layers_to_transform: SupportsIndex | SupportsGetItem[int, SupportsIndex] | None = None, layers_pattern: str | Iterable[str] | None = None, modules_to_save: str | Iterable[str] | None = None, bias: str = "none", lora_bias: bool = False, init_lora_weights: bool | str = ...) -> LoraConfig: ...
     def __repr__(self, /) -> str: ...
     @property
     def alpha(self, /) -> float:
@@ -1077,6 +1083,11 @@ class Reranker:
         Gives the memory back once no call uses the reranker any more. Closing twice does nothing.
         """
     @property
+    def default_prompt_name(self, /) -> str | None:
+        """
+        The name of the prompt that is used where none is named.
+        """
+    @property
     def device(self, /) -> str:
         """
         The device of the weights, such as ``"cpu"``.
@@ -1122,13 +1133,16 @@ class Reranker:
         """
         Number of labels.
         """
-    def predict(self, /, pairs: Any, *, activation: str | None = None, apply_softmax: bool = False, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> Any:
+    def predict(self, /, pairs: Any, *, prompt_name: str | None = None, prompt: str | None = None, activation: str | None = None, apply_softmax: bool = False, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> Any:
         """
         Scores pairs of texts.
 
         Args:
             pairs: A pair of texts, or any iterable of pairs.
-            activation: ``"sigmoid"`` or ``"identity"``; None means as the repository says, else a sigmoid for one label.
+            prompt_name: Name of the prompt to put before the first text of every pair.
+            prompt: The prompt itself; wins over the name.
+            activation: A class of torch such as ``"sigmoid"``, ``"identity"``, ``"tanh"`` or ``"softmax"``; None means as
+                the repository says, else a sigmoid for one label.
             apply_softmax: Whether the scores of several labels become probabilities.
             batch_size: The most pairs of one pass; None lets the number of tokens decide.
             truncation: Pairs that are too long are cut and counted in a log message (``"warn"``), cut (``"silent"``), or
@@ -1143,7 +1157,12 @@ class Reranker:
             TypeError: Something is not a pair of texts.
             ContextLengthError: A pair is too long, with ``truncation="error"``.
         """
-    def rank(self, /, query: str, documents: Any, *, top_k: SupportsIndex | None = None, return_documents: bool = False, activation: str | None = None, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> list:
+    @property
+    def prompts(self, /) -> dict:
+        """
+        Prompts by name.
+        """
+    def rank(self, /, query: str, documents: Any, *, top_k: SupportsIndex | None = None, return_documents: bool = False, prompt_name: str | None = None, prompt: str | None = None, activation: str | None = None, batch_size: SupportsIndex | None = None, truncation: str = "warn", show_progress_bar: bool | None = None) -> list:
         """
         Orders documents by how well they answer a query.
 
@@ -1152,7 +1171,9 @@ class Reranker:
             documents: The documents.
             top_k: How many to return; None means all.
             return_documents: Whether to return the texts too.
-            activation: As for ``predict``, like all keywords that follow.
+            prompt_name: As for ``predict``, like all keywords that follow.
+            prompt: As for ``predict``.
+            activation: As for ``predict``.
             batch_size: As for ``predict``.
             truncation: As for ``predict``.
             show_progress_bar: As for ``predict``.
@@ -1549,7 +1570,7 @@ class Trainer:
     def __exit__(self, /, *_exc) -> None: ...
     def __iter__(self, /) -> Trainer: ...
     def __length_hint__(self, /) -> int: ...
-    def __new__(cls, /, model: Model, train_dataset: Any, *, eval_dataset: Any | None = None, lora: LoraConfig | None = None, adapter: Any | None = None, learning_rate: SupportsFloat | SupportsIndex = 1e-4, schedule: str = "cosine", warmup_steps: SupportsIndex = 0, min_learning_rate: SupportsFloat | SupportsIndex = 0.0, batch_size: SupportsIndex = 4, gradient_accumulation_steps: SupportsIndex = 1, epochs: SupportsIndex = 1, max_steps: SupportsIndex | None = None, max_length: SupportsIndex = 1024, packing: bool = True, weight_decay: SupportsFloat | SupportsIndex = 0.01, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] = ..., eps: SupportsFloat | SupportsIndex = 1e-8, max_grad_norm: SupportsFloat | SupportsIndex | None = 1.0, label_smoothing: SupportsFloat | SupportsIndex = 0.0, gradient_checkpointing: bool | str = ..., seed: SupportsIndex = 0, shuffle: bool = True, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: SupportsIndex = 3, show_progress_bar: bool | None = None) -> Trainer: ...
+    def __new__(cls, /, model: Model, train_dataset: Any, *, eval_dataset: Any | None = None, lora: LoraConfig | None = None, adapter: Any | None = None, learning_rate: SupportsFloat | SupportsIndex = 1e-4, schedule: str = "cosine", warmup_steps: "SupportsIndex" = 0, min_learning_rate: SupportsFloat | SupportsIndex = 0.0, batch_size: "SupportsIndex" = 4, gradient_accumulation_steps: "SupportsIndex" = 1, epochs: "SupportsIndex" = 1, max_steps: SupportsIndex | None = None, max_length: "SupportsIndex" = 1024, packing: bool = True, weight_decay: SupportsFloat | SupportsIndex = 0.01, betas: SupportsLenAndGetItem[SupportsFloat | SupportsIndex] = ..., eps: SupportsFloat | SupportsIndex = 1e-8, max_grad_norm: SupportsFloat | SupportsIndex | None = 1.0, label_smoothing: SupportsFloat | SupportsIndex = 0.0, gradient_checkpointing: bool | str = ..., seed: "SupportsIndex" = 0, shuffle: bool = True, eval_steps: SupportsIndex | None = None, early_stopping_patience: SupportsIndex | None = None, save_dir: str | PathLike[str] | None = None, save_steps: SupportsIndex | None = None, keep_last: "SupportsIndex" = 3, show_progress_bar: bool | None = None) -> Trainer: ...
     def __next__(self, /) -> StepMetrics: ...
     def __reduce__(self, /) -> Any: ...
     def __repr__(self, /) -> str: ...

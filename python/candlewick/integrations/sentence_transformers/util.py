@@ -481,7 +481,7 @@ def _euclidean(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) 
     """Distances of all pairs by their products, in float64 because of what cancels."""
     one, other = first.astype(np.float64), second.astype(np.float64)
     squares = np.square(one).sum(-1)[:, None] + np.square(other).sum(-1)[None] - 2 * one @ other.T
-    return np.sqrt(np.maximum(squares, 0))
+    return np.asarray(np.sqrt(np.maximum(squares, 0)), np.float64)
 
 
 def _blocks(a: Any, b: Any, measure: Callable[[Any, Any], Any], cost: int) -> npt.NDArray[np.float32]:
