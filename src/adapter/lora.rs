@@ -71,6 +71,10 @@ impl Adapter for Lora {
         }
     }
 
+    fn needs_output(&self) -> bool {
+        false
+    }
+
     fn merged(&self, base: &dyn Weight) -> Result<Tensor> {
         Ok((base.dequantize(DType::F32)? + self.delta()?)?)
     }

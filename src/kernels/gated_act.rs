@@ -5,12 +5,13 @@
 
 mod fused;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use self::fused::Fused;
+use super::given::start;
 use super::rows;
 use super::simd::Level;
-use crate::Result;
+use crate::{Error, Result};
 
 /// An element-wise non-linearity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +96,24 @@ pub fn gated_act(gate: &Tensor, up: &Tensor, act: Activation) -> Result<Tensor> 
     Ok((reference(gate, act)? * up)?)
 }
 
+/// The gradients of `gate` and `up` in [`gated_act`] for the gradient `dy` of its result.
+pub fn gated_act_gradient(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    act: Activation,
+) -> Result<(Tensor, Tensor)> {
+    if [gate, up, dy].iter().all(|x| rows::is_f32_on_cpu(x)) && act.is_fused() {
+        let op = Fused { level: Level::current(), act };
+        return Ok(op.gradient(&gate.contiguous()?, &up.contiguous()?, dy)?);
+    }
+    let (gate, up) = (Var::from_tensor(gate)?, Var::from_tensor(up)?);
+    let y = gated_act(&gate, &up, act)?;
+    let grads = start(&y, dy)?.backward()?;
+    let of = |x: &Var| grads.get(x).cloned().ok_or_else(|| Error::internal("gated_act", "no gradient"));
+    Ok((of(&gate)?, of(&up)?))
+}
+
 /// Whether there is a kernel for tensors like these.
 fn fits(tensors: &[&Tensor]) -> bool {
     #[cfg(feature = "metal")]
@@ -128,7 +147,7 @@ impl Activation {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Device;
 
     use super::*;
     use crate::kernels::testing::{assert_close, assert_differences, gradients, tensor, values, var};
@@ -162,6 +181,18 @@ mod tests {
                 assert_close(&got[0], &want[0], 4e-5, &what);
                 assert_close(&got[1], &want[1], 4e-6, &what);
             }
+        }
+    }
+
+    #[test]
+    fn the_gradient_alone_is_that_of_the_graph() {
+        let (gate, up, slopes) = (var(1, (5, 37)), var(2, (5, 37)), tensor(3, (5, 37)));
+        for act in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
+            let (d_gate, d_up) = gated_act_gradient(&gate, &up, &slopes, act).unwrap();
+            let y = (reference(&gate, act).unwrap() * up.as_tensor()).unwrap();
+            let want = (y * &slopes).unwrap().sum_all().unwrap().backward().unwrap();
+            assert_close(&d_gate, want.get(&gate).unwrap(), 4e-6, "gate");
+            assert_close(&d_up, want.get(&up).unwrap(), 4e-6, "up");
         }
     }
 

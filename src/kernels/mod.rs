@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod cross_entropy;
 pub mod decoded;
 pub mod gated_act;
+pub mod given;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora;
@@ -18,6 +19,5 @@ pub mod rms_norm;
 pub mod rope;
 mod rows;
 mod simd;
-pub mod start;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -19,6 +19,10 @@ pub trait Adapter: Any + Send + Sync + Debug {
     /// The layer's new output for the inputs `x` `[tokens, in]`, given its plain output `y` `[tokens, out]`
     /// (bias included) and its frozen weight; the caller gives up `y`, whose memory may be reused.
     fn forward(&self, base: &dyn Weight, x: &Tensor, y: Tensor) -> Result<Tensor>;
+    /// Whether a gradient depends on the values of `y` in [`Adapter::forward`].
+    fn needs_output(&self) -> bool {
+        true
+    }
     /// The weight `[out, in]` (f32, on the CPU or the weight's device) that gives the same function without the adapter.
     fn merged(&self, base: &dyn Weight) -> Result<Tensor>;
     /// The adapter's tensors, named as its file names them below the layer's path.
@@ -114,6 +118,11 @@ impl AdapterPlan {
     /// Whether the bare model serves all rows.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The adapters that the layer at `path` has.
+    pub(super) fn at<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a Arc<dyn Adapter>> {
+        self.entries.iter().filter_map(move |(_, set)| set.get(path))
     }
 
     /// Applies `f` to the rows of each adapter that the layer at `path` has; other rows of `y` stay as they are.

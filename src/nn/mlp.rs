@@ -1,10 +1,13 @@
 //! The gated feed-forward block of decoder models (Shazeer 2020, "GLU Variants Improve Transformer").
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::{Linear, Pass};
 use crate::Result;
-use crate::kernels::gated_act::{Activation, gated_act};
+use crate::kernels::gated_act::{Activation, gated_act, gated_act_gradient};
+use crate::kernels::given::{can_be_given, given_of_two};
 use crate::weight::Scope;
 
 /// `down(act(gate(x)) * up(x))`.
@@ -37,7 +40,24 @@ impl GatedMlp {
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let gate = self.gate_proj.forward(x, pass)?;
         let up = self.up_proj.forward(x, pass)?;
-        self.down_proj.forward(&gated_act(&gate, &up, self.activation)?, pass)
+        if (gate.track_op() || up.track_op()) && can_be_given(&gate) && !self.down_proj.is_adapted(pass) {
+            return self.down(gate, up, pass);
+        }
+        self.down_proj.forward_last(&gated_act(&gate, &up, self.activation)?, pass)
+    }
+
+    /// `down(act(gate) * up)` whose gradients need `gate` and `up` alone, so that the product of both is not kept.
+    fn down(&self, gate: Tensor, up: Tensor, pass: &Pass) -> Result<Tensor> {
+        let (weight, activation) = (Arc::clone(self.down_proj.weight()), self.activation);
+        let saved = (gate.detach(), up.detach());
+        let value = if pass.is_gradients_only() {
+            Tensor::zeros((gate.dim(0)?, weight.shape().0), gate.dtype(), gate.device())?
+        } else {
+            self.down_proj.forward(&gated_act(&saved.0, &saved.1, activation)?, pass)?
+        };
+        given_of_two(&gate, &up, &value, move |dy| {
+            gated_act_gradient(&saved.0, &saved.1, &weight.gradient(dy)?, activation)
+        })
     }
 
     pub(super) fn linears<'a>(&'a self, visit: &mut dyn FnMut(&'a Linear)) {

@@ -29,12 +29,20 @@ pub struct Pass<'a> {
     adapters: AdapterPlan,
     tables: Vec<RopeTables>,
     cancelled: Option<&'a (dyn Fn() -> bool + 'a)>,
+    gradients_only: bool,
 }
 
 impl<'a> Pass<'a> {
     /// A pass over whole sequences that keeps no keys and values; the only kind that can be differentiated.
     pub fn new(batch: &'a Batch) -> Self {
-        Self { batch, caches: None, adapters: AdapterPlan::default(), tables: Vec::new(), cancelled: None }
+        Self {
+            batch,
+            caches: None,
+            adapters: AdapterPlan::default(),
+            tables: Vec::new(),
+            cancelled: None,
+            gradients_only: false,
+        }
     }
 
     /// A pass that continues one cache for each sequence of the batch and appends to it.
@@ -53,6 +61,17 @@ impl<'a> Pass<'a> {
     pub fn with_cancellation(mut self, cancelled: &'a (dyn Fn() -> bool + 'a)) -> Self {
         self.cancelled = Some(cancelled);
         self
+    }
+
+    /// Says that nobody needs what comes out of a layer, only its gradients: the last products of a layer whose values
+    /// no gradient depends on may be left out, and its result is unspecified.
+    pub fn set_gradients_only(&mut self, gradients_only: bool) {
+        self.gradients_only = gradients_only;
+    }
+
+    /// See [`Pass::set_gradients_only`].
+    pub fn is_gradients_only(&self) -> bool {
+        self.gradients_only
     }
 
     /// Whether the pass is to be given up.

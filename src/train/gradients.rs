@@ -14,7 +14,7 @@ use super::row::{Example, IGNORED};
 use crate::adapter::TrainableAdapter;
 use crate::batch::Batch;
 use crate::kernels::cross_entropy::{cross_entropy, cross_entropy_gradient};
-use crate::kernels::start::start;
+use crate::kernels::given::start;
 use crate::models::Model;
 use crate::nn::{AdapterPlan, AdapterSet, Pass};
 use crate::{Error, Result};
@@ -125,7 +125,11 @@ impl Machine<'_> {
             let index = first + index;
             let (input, output) = match layer {
                 Layer::Graph(input, output) => (input, output),
-                Layer::Input(x) => self.track(index, &x, &mut tracked)?,
+                Layer::Input(x) => {
+                    // What comes out of it is known to the layers above, which are done.
+                    tracked.set_gradients_only(true);
+                    self.track(index, &x, &mut tracked)?
+                }
             };
             let grads = self.locked(|| pull(&output, &dy))?;
             self.collect(&grads, &self.map.layers[index], gradients)?;

@@ -49,7 +49,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "models",
             "adapter",
             "kernels::cross_entropy",
-            "kernels::start",
+            "kernels::given",
             // The file of a run's state.
             "checkpoint",
             "weight",

@@ -37,6 +37,26 @@ impl Fused {
         });
         y
     }
+
+    /// The gradients of `gate` and `up`, which are contiguous, for that of the result.
+    pub(super) fn gradient(&self, gate: &Tensor, up: &Tensor, dy: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+        let (mut d_gate, mut d_up) = (vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]);
+        let dy = dy.contiguous()?;
+        rows::with_slice(gate, |gate| {
+            rows::with_slice(up, |up| {
+                rows::with_slice(&dy, |dy| {
+                    rows::blocks((gate.len(), 1), [&mut d_gate, &mut d_up], |range, [d_gate, d_up]| {
+                        let (gate, dy) = (&gate[range.clone()], &dy[range.clone()]);
+                        let up = Some((&up[range], d_up));
+                        self.level.run(Backward { act: self.act, gate, dy, d_gate, up });
+                    });
+                    Ok(())
+                })
+            })
+        })?;
+        let tensor = |values| Tensor::from_vec(values, gate.shape(), &Device::Cpu);
+        Ok((tensor(d_gate)?, tensor(d_up)?))
+    }
 }
 
 impl CustomOp1 for Fused {
@@ -112,24 +132,8 @@ impl CustomOp2 for Fused {
             let (d_gate, d_up) = metal::gated_act_backward(gate, Some(up), dy, self.kind()?)?;
             return Ok((gate.track_op().then_some(d_gate), d_up.filter(|_| up.track_op())));
         }
-        let (mut d_gate, mut d_up) = (vec![0f32; gate.elem_count()], vec![0f32; gate.elem_count()]);
-        let dy = dy.contiguous()?;
-        rows::with_slice(gate, |gate| {
-            rows::with_slice(up, |up| {
-                rows::with_slice(&dy, |dy| {
-                    rows::blocks((gate.len(), 1), [&mut d_gate, &mut d_up], |range, [d_gate, d_up]| {
-                        let (gate, dy) = (&gate[range.clone()], &dy[range.clone()]);
-                        let up = Some((&up[range], d_up));
-                        self.level.run(Backward { act: self.act, gate, dy, d_gate, up });
-                    });
-                    Ok(())
-                })
-            })
-        })?;
-        let give = |x: &Tensor, values| {
-            x.track_op().then(|| Tensor::from_vec(values, x.shape(), &Device::Cpu)).transpose()
-        };
-        Ok((give(gate, d_gate)?, give(up, d_up)?))
+        let (d_gate, d_up) = self.gradient(gate, up, dy)?;
+        Ok((gate.track_op().then_some(d_gate), up.track_op().then_some(d_up)))
     }
 }
 
