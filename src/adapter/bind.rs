@@ -167,7 +167,7 @@ pub(super) fn match_tensors(
         (code::UNKNOWN_KEY, format!("tensor {name} belongs to no module that the configuration adapts"))
     };
     let unmatched = left.iter().filter(|((path, _), _)| !sites.is_unused(path));
-    problems.extend(unmatched.map(|(_, tensor)| unknown(&tensor)));
+    problems.extend(unmatched.map(|(_, tensor)| unknown(tensor)));
     report(file.path(), problems)?;
     Ok(layers)
 }

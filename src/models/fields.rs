@@ -177,7 +177,7 @@ impl<'a> Fields<'a> {
         max_position_embeddings: usize,
         style: RopeStyle,
     ) -> Result<RopeConfig> {
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             return Err(self.error("head_dim", format!("got {head_dim}, expected an even number")));
         }
         let (parameters, scaling) = (self.nested("rope_parameters")?, self.nested("rope_scaling")?);

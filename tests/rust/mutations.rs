@@ -87,8 +87,8 @@ fn changed(original: &[u8], round: u64) -> Vec<u8> {
             }
             4 => {
                 // In place of a number, where there is one nearby.
-                let is_digit = |byte: &u8| byte.is_ascii_digit();
-                let Some(start) = bytes[at.min(bytes.len())..].iter().position(|b| is_digit(b)) else {
+                let is_digit = u8::is_ascii_digit;
+                let Some(start) = bytes[at.min(bytes.len())..].iter().position(is_digit) else {
                     continue;
                 };
                 let start = at + start;
