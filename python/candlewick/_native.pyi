@@ -892,7 +892,7 @@ class Model:
         What most weights are stored as: a dtype such as ``"bfloat16"``, or a format such as ``"q4_0"``.
         """
     @staticmethod
-    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Model:
+    def from_pretrained(source: str | PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, importance: str | PathLike[str] | None = None, revision: str | None = None, cache_dir: str | PathLike[str] | None = None, token: str | None = None, local_files_only: bool = False, memory_limit_bytes: SupportsIndex | None = None, show_progress_bar: bool | None = None) -> Model:
         """
         Loads a model.
 
@@ -904,6 +904,7 @@ class Model:
                 ``"float16"``.
             quantize: None, or the name of a weight format to convert to while loading, such as ``"q8_0"``, ``"q4_0"`` or
                 ``"q4_k_m"``.
+            importance: An importance matrix made by llama.cpp's ``llama-imatrix`` (either file format), to quantise by.
             revision: Branch, tag or commit on the hub.
             cache_dir: Where downloads are kept, instead of the hub's standard cache.
             token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
@@ -975,7 +976,7 @@ class Model:
         """
         Number of parameters; tied ones count once.
         """
-    def quantize(self, /, format: str) -> Model:
+    def quantize(self, /, format: str, *, importance: str | PathLike[str] | None = None) -> Model:
         """
         The same model with its weights in a quantised format.
 
@@ -984,12 +985,16 @@ class Model:
 
         Args:
             format: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q6_k"``, … or a mixture such as ``"q4_k_m"``.
+            importance: An importance matrix made by llama.cpp's ``llama-imatrix`` (either file format): values that meet
+                large activations are then kept better.
 
         Returns:
             A new model; this one stays as it is.
 
         Raises:
-            InvalidArgumentError: There is no such format; the message lists all.
+            InvalidArgumentError: There is no such format; the message lists all. Or the importance matrix is of a model with
+                other widths.
+            CheckpointError: Weights are not finite, or the importance matrix cannot be read.
 
         Examples:
             >>> import candlewick as cw

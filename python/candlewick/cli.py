@@ -329,6 +329,7 @@ def _load(arguments: argparse.Namespace) -> cw.Model:
         device=arguments.device,
         dtype=arguments.dtype,
         quantize=arguments.quantize,
+        importance=getattr(arguments, "imatrix", None),
         revision=arguments.revision,
         local_files_only=arguments.local_files_only,
     )
@@ -447,6 +448,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(command, quantize=False)
     command.add_argument("-f", "--format", required=True, metavar="FORMAT", help="such as q8_0, q4_0 or q4_k_m")
     command.add_argument("-o", "--output", required=True, metavar="FILE", help="the .gguf file to write")
+    command.add_argument("--imatrix", metavar="FILE", help="an importance matrix of llama-imatrix to quantise by")
     command.set_defaults(run=quantize)
 
     command = commands.add_parser("perplexity", help="measure how well a model predicts a text")

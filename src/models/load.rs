@@ -24,6 +24,8 @@ pub struct LoadOptions {
     pub dtype: String,
     /// The quantised format to convert matrices to while loading; see [`Model::quantize`](super::Model::quantize).
     pub quantize: Option<String>,
+    /// An importance matrix of llama.cpp's to quantise by.
+    pub importance: Option<PathBuf>,
     /// A limit on weights, caches and activations in bytes.
     pub memory_limit_bytes: Option<u64>,
     /// The directory of `candlewick/tiny`, where it is not in the source tree.
@@ -38,6 +40,7 @@ impl Default for LoadOptions {
             device: "auto".into(),
             dtype: "auto".into(),
             quantize: None,
+            importance: None,
             memory_limit_bytes: None,
             bundled: None,
             hub: HubOptions::default(),

@@ -90,7 +90,7 @@ impl Model {
         let dtype = checkpoint.dtype(&options.dtype, &device)?;
         // A GGUF file has chosen a format for every matrix; one type for all is only made when it is asked for.
         let as_stored = checkpoint.gguf.is_some() && options.dtype == "auto";
-        let recipe = options.quantize.as_deref().map(|name| Recipe::named(name, &shape)).transpose()?;
+        let recipe = Recipe::of(options, &shape)?;
         if let Some(limit) = options.memory_limit_bytes {
             // Other devices than the CPU hold block formats decoded.
             let stored = as_stored && device.is_cpu();
@@ -102,7 +102,9 @@ impl Model {
             .with_cancel(options.hub.cancel.clone())
             .with_formats_of_the_file(as_stored)
             .with_quantization(
-                recipe.map(|recipe| -> Box<Quantize> { Box::new(move |name, inn| recipe.choose(name, inn)) }),
+                recipe
+                    .as_ref()
+                    .map(|recipe| -> Box<Quantize> { Box::new(|name, inn| recipe.target(name, inn)) }),
             );
         let decoder = build(loader, &shape, dtype)?;
         Ok(Self {

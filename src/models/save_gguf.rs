@@ -9,30 +9,15 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::Model;
+use super::quantize::Recipe;
 use crate::checkpoint::gguf::{GgufEntry, GgufSource, GgufVocabulary, stored_as, to_pairs, write_gguf};
 use crate::kernels::gated_act::Activation;
 use crate::nn::{Part, Rope, RopeScaling};
 use crate::weight::{Format, TensorInfo, to_bytes};
 use crate::{Error, Result};
 
-/// `general.file_type` by the format of most weights.
-const FILE_TYPES: [(Format, u32); 15] = [
-    (Format::F32, 0),
-    (Format::F16, 1),
-    (Format::Q4_0, 2),
-    (Format::Q4_1, 3),
-    (Format::Q8_0, 7),
-    (Format::Q5_0, 8),
-    (Format::Q5_1, 9),
-    (Format::Q2K, 10),
-    (Format::Q3K, 12),
-    (Format::Q4K, 15),
-    (Format::Q5K, 17),
-    (Format::Q6K, 18),
-    (Format::IQ4NL, 25),
-    (Format::BF16, 32),
-    (Format::MXFP4, 38),
-];
+/// `general.file_type` of files with plain matrices.
+const PLAIN_TYPES: [(Format, u32); 3] = [(Format::F32, 0), (Format::F16, 1), (Format::BF16, 32)];
 
 /// Divisors of the rotary frequencies.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -143,16 +128,19 @@ impl Model {
             "general.file_type",
             "general.quantization_version",
         ];
-        let mut counts: HashMap<Format, usize> = HashMap::new();
-        for (_, part) in self.decoder().parts() {
-            if let Part::Matrix(weight) = part {
-                *counts.entry(weight.format()).or_default() += weight.shape().0 * weight.shape().1;
-            }
-        }
-        let most = counts.into_iter().max_by_key(|(_, count)| *count).map(|(format, _)| format);
-        let file_type = FILE_TYPES.iter().find(|(format, _)| Some(*format) == most);
+        let parts = self.decoder().parts();
+        let matrices: Vec<(&str, Format, usize)> = parts
+            .iter()
+            .filter_map(|(name, part)| match part {
+                Part::Matrix(weight) => Some((name.as_str(), weight.format(), weight.shape().1)),
+                Part::Vector(_) => None,
+            })
+            .collect();
+        let plain = |(known, _): &&(Format, u32)| matrices.iter().all(|(_, format, _)| format == known);
+        let plain = PLAIN_TYPES.iter().find(plain).map(|(_, number)| *number);
+        let file_type = plain.or_else(|| Recipe::file_type(self.shape().into(), &matrices));
         let mut entries: Vec<(String, GgufEntry)> = file_type
-            .map(|(_, number)| ("general.file_type".to_owned(), GgufEntry::U32(*number)))
+            .map(|number| ("general.file_type".to_owned(), GgufEntry::U32(number)))
             .into_iter()
             .collect();
         entries.push(("general.quantization_version".into(), GgufEntry::U32(2)));
@@ -208,7 +196,7 @@ impl Model {
                 // The usual factor is implied.
                 let beyond = attention_factor / (1.0 + 0.1 * factor.ln());
                 if (beyond - 1.0).abs() > 1e-9 {
-                    entries.push(("rope.scaling.yarn_attn_factor", GgufEntry::F32(beyond as f32)));
+                    entries.push(("rope.scaling.attn_factor", GgufEntry::F32(beyond as f32)));
                 }
             }
             RopeScaling::Yarn { .. } => return Err(refuse("YaRN over a range that is not rounded")),

@@ -41,6 +41,7 @@ struct Opened {
     device: String,
     dtype: String,
     quantize: Option<String>,
+    importance: Option<PathBuf>,
     revision: Option<String>,
     cache_dir: Option<PathBuf>,
     local_files_only: bool,
@@ -116,6 +117,7 @@ impl Model {
     ///         ``"float16"``.
     ///     quantize: None, or the name of a weight format to convert to while loading, such as ``"q8_0"``, ``"q4_0"`` or
     ///         ``"q4_k_m"``.
+    ///     importance: An importance matrix made by llama.cpp's ``llama-imatrix`` (either file format), to quantise by.
     ///     revision: Branch, tag or commit on the hub.
     ///     cache_dir: Where downloads are kept, instead of the hub's standard cache.
     ///     token: Access token for the hub, instead of ``HF_TOKEN`` or the stored one.
@@ -134,8 +136,8 @@ impl Model {
     ///     DeviceError: The device is not there.
     ///     OutOfMemoryError: The weights alone exceed ``memory_limit_bytes``.
     #[staticmethod]
-    #[pyo3(signature = (source, *, device = "auto", dtype = "auto", quantize = None, revision = None, cache_dir = None,
-                        token = None, local_files_only = false, memory_limit_bytes = None, show_progress_bar = None))]
+    #[pyo3(signature = (source, *, device = "auto", dtype = "auto", quantize = None, importance = None, revision = None,
+                        cache_dir = None, token = None, local_files_only = false, memory_limit_bytes = None, show_progress_bar = None))]
     #[allow(clippy::too_many_arguments)] // The arguments are the public interface.
     fn from_pretrained(
         py: Python<'_>,
@@ -143,6 +145,7 @@ impl Model {
         device: &str,
         dtype: &str,
         quantize: Option<String>,
+        importance: Option<PathBuf>,
         revision: Option<String>,
         cache_dir: Option<PathBuf>,
         token: Option<String>,
@@ -157,6 +160,7 @@ impl Model {
             device: device.to_owned(),
             dtype: dtype.to_owned(),
             quantize,
+            importance,
             revision: revision.clone(),
             cache_dir: cache_dir.as_deref().map(source::whole),
             local_files_only,
@@ -167,6 +171,7 @@ impl Model {
             device: opened.device.clone(),
             dtype: opened.dtype.clone(),
             quantize: opened.quantize.clone(),
+            importance: opened.importance.clone(),
             memory_limit_bytes,
             bundled: Some(source::bundled_directory(py)?),
             hub: HubOptions { revision, cache_dir, token, local_files_only, ..HubOptions::default() },
@@ -315,22 +320,27 @@ impl Model {
     ///
     /// Args:
     ///     format: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q6_k"``, … or a mixture such as ``"q4_k_m"``.
+    ///     importance: An importance matrix made by llama.cpp's ``llama-imatrix`` (either file format): values that meet
+    ///         large activations are then kept better.
     ///
     /// Returns:
     ///     A new model; this one stays as it is.
     ///
     /// Raises:
-    ///     InvalidArgumentError: There is no such format; the message lists all.
+    ///     InvalidArgumentError: There is no such format; the message lists all. Or the importance matrix is of a model with
+    ///         other widths.
+    ///     CheckpointError: Weights are not finite, or the importance matrix cannot be read.
     ///
     /// Examples:
     ///     >>> import candlewick as cw
     ///     >>> model = cw.Model.from_pretrained("candlewick/tiny")
     ///     >>> model.quantize("q8_0").dtype
     ///     'q8_0'
-    fn quantize(&self, py: Python<'_>, format: &str) -> PyResult<Self> {
+    #[pyo3(signature = (format, *, importance = None))]
+    fn quantize(&self, py: Python<'_>, format: &str, importance: Option<PathBuf>) -> PyResult<Self> {
         let model = self.get()?;
-        let quantized = enter_long(py, |_| model.quantize(format), |_| Ok(()))?;
-        let opened = Opened { quantize: Some(format.to_owned()), ..self.opened.clone() };
+        let quantized = enter_long(py, |_| model.quantize_by(format, importance.as_deref()), |_| Ok(()))?;
+        let opened = Opened { quantize: Some(format.to_owned()), importance, ..self.opened.clone() };
         Ok(Self { inner: Mutex::new(Some(quantized)), opened })
     }
 
@@ -405,6 +415,7 @@ impl Model {
         keywords.set_item("device", &opened.device)?;
         keywords.set_item("dtype", &opened.dtype)?;
         keywords.set_item("quantize", &opened.quantize)?;
+        keywords.set_item("importance", &opened.importance)?;
         keywords.set_item("revision", &opened.revision)?;
         keywords.set_item("cache_dir", &opened.cache_dir)?;
         keywords.set_item("local_files_only", opened.local_files_only)?;

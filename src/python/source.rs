@@ -39,6 +39,7 @@ impl Source {
             device: self.device.clone(),
             dtype: self.dtype.clone(),
             quantize: None,
+            importance: None,
             memory_limit_bytes: self.memory_limit_bytes,
             bundled: Some(bundled_directory(py)?),
             hub: HubOptions {

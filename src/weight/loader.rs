@@ -27,8 +27,17 @@ pub struct Loader<'a> {
     quantize: Option<Box<Quantize<'a>>>,
 }
 
-/// The format for a matrix of this name and `in` columns; `None` leaves it as it is.
-pub type Quantize<'a> = dyn Fn(&str, usize) -> Option<&'static BlockFormat> + 'a;
+/// What to convert a matrix of this name and `in` columns to; `None` leaves it as it is.
+pub type Quantize<'a> = dyn Fn(&str, usize) -> Option<Target> + 'a;
+
+/// A format to convert a matrix to, and how much each of its columns matters where that is known.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The format.
+    pub format: &'static BlockFormat,
+    /// See [`GgmlWeight::quantize`].
+    pub importance: Option<Arc<[f32]>>,
+}
 
 impl<'a> Loader<'a> {
     /// A loader that stores matrices as `dtype` (f32, f16 or bf16) on `device`.
@@ -131,8 +140,9 @@ impl<'a> Loader<'a> {
     fn matrix(&self, name: &str, shape: [usize; 2], format: Format) -> Result<Arc<dyn Weight>> {
         self.check_cancelled()?;
         let chosen = self.quantize.as_ref().and_then(|choose| choose(name, shape[1]));
-        if let Some(target) = chosen.filter(|target| target.format != format) {
-            let matrix = GgmlWeight::quantize(name, &self.values(name, &shape, format)?, target, None)?;
+        if let Some(target) = chosen.as_ref().filter(|target| target.format.format != format) {
+            let values = self.values(name, &shape, format)?;
+            let matrix = GgmlWeight::quantize(name, &values, target.format, target.importance.as_deref())?;
             return matrix.on(&self.device, self.dtype);
         }
         if format.is_quantized() && (self.as_stored || chosen.is_some()) {

@@ -20,7 +20,7 @@ use candle_core::{DType, Tensor};
 pub use dense::{DenseWeight, hold, to_bytes};
 pub use formats::{BlockFormat, FORMATS};
 pub use ggml::GgmlWeight;
-pub use loader::{Loader, Quantize, Scope};
+pub use loader::{Loader, Quantize, Scope, Target};
 pub use packed::PackedWeight;
 pub use source::{Format, TensorInfo, TensorSource};
 

@@ -1,6 +1,8 @@
 """GGUF files and quantised models, as their users see them."""
 
+import json
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -85,6 +87,54 @@ def test_a_saved_directory_loads_again(tiny_model, small, tmp_path):
     decoded = cw.Model.from_pretrained(tmp_path / "decoded")
     assert decoded.dtype == "bfloat16"
     assert largest(decoded.logits(IDS), small.logits(IDS)) < 0.05 * float(np.abs(small.logits(IDS)).max())
+
+
+@pytest.fixture
+def importance(tiny_model, tmp_path):
+    """An importance matrix in llama.cpp's older format: only the first 8 columns of some matrices matter."""
+    sums = np.where(np.arange(tiny_model.config["hidden_size"]) < 8, 1.0, 1e-6).astype("<f4")
+    names = [f"blk.{layer}.{part}.weight" for layer in range(2) for part in ("attn_q", "ffn_up")]
+    entries = [
+        struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, len(sums)) + sums.tobytes()
+        for name in names
+    ]
+    path = tmp_path / "importance.dat"
+    path.write_bytes(struct.pack("<i", len(names)) + b"".join(entries))
+    return path
+
+
+def test_quantising_by_an_importance_matrix(tiny_model, importance, tmp_path):
+    plain, weighted = tiny_model.quantize("q4_0"), tiny_model.quantize("q4_0", importance=importance)
+    assert largest(plain.logits(IDS), weighted.logits(IDS)) > 0
+    loaded = cw.Model.from_pretrained(TINY, quantize="q4_0", importance=importance)
+    assert largest(loaded.logits(IDS), weighted.logits(IDS)) == 0
+    again = pickle.loads(pickle.dumps(loaded))
+    assert largest(again.logits(IDS), weighted.logits(IDS)) == 0
+    path = tmp_path / "tiny.gguf"
+    assert cli.main(["quantize", TINY, "-f", "q4_0", "-o", str(path), "--imatrix", str(importance)]) == 0
+    assert largest(cw.Model.from_pretrained(path).logits(IDS), weighted.logits(IDS)) == 0
+    with pytest.raises(FileNotFoundError):
+        tiny_model.quantize("q4_0", importance=tmp_path / "nothing.dat")
+    importance.write_bytes(importance.read_bytes()[:-1])
+    with pytest.raises(cw.errors.CheckpointError, match="importance matrix"):
+        tiny_model.quantize("q4_0", importance=importance)
+    with pytest.raises(cw.errors.InvalidArgumentError, match="quantize"):
+        cw.Model.from_pretrained(TINY, importance=importance)
+
+
+def test_weights_that_are_not_finite_are_an_error(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    stored = bytearray(path.read_bytes())
+    header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+    name = "model.layers.0.mlp.up_proj.weight"
+    at = 8 + int.from_bytes(stored[:8], "little") + header[name]["data_offsets"][0]
+    assert header[name]["dtype"] == "BF16"
+    stored[at : at + 2] = b"\xc0\x7f"
+    path.write_bytes(stored)
+    for format in ("q4_0", "q4_k_m", "q8_0"):
+        with pytest.raises(cw.errors.CheckpointError, match=f"{name}.*NaN in row 0, column 0"):
+            cw.Model.from_pretrained(tmp_path, quantize=format)
 
 
 def test_commands(tmp_path, capsys):

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candlewick::checkpoint::gguf::{GgufEntry, GgufSource, GgufTokenizer, to_pairs, write_gguf};
+use candlewick::checkpoint::gguf::{
+    GgufEntry, GgufMetadata, GgufSource, GgufTokenizer, GgufVocabulary, to_pairs, write_gguf,
+};
 use candlewick::checkpoint::{SafetensorsSource, read_json};
 use candlewick::weight::{Format, TensorInfo, TensorSource};
 use candlewick::{Error, Result};
@@ -333,6 +335,125 @@ fn scored_vocabularies_split_as_sentencepiece_does() {
     let with = tokenizer.tokenizer.encode("the", true).unwrap().get_ids().to_vec();
     assert_eq!(json!(with[0]), expected["bos_id"]);
     assert_eq!(tokenizer.named_tokens["unk_token"], "<unk>");
+}
+
+/// The vocabulary of a file as `GgufVocabulary` writes it anew, perhaps after a change of its `tokenizer.json`.
+fn rewritten(source: &GgufSource, change: impl Fn(&mut Value)) -> Result<GgufSource> {
+    let read = source.tokenizer().unwrap();
+    let mut json: Value = serde_json::from_str(&read.tokenizer.to_string(false).unwrap()).unwrap();
+    change(&mut json);
+    let tokenizer = json.to_string().parse().unwrap();
+    let vocabulary = GgufVocabulary {
+        tokenizer: &tokenizer,
+        named_tokens: &read.named_tokens,
+        end_token_ids: &read.end_token_ids,
+        chat_templates: &read.chat_templates,
+        rows: tokenizer.get_vocab_size(true) + 2,
+    };
+    let mut metadata = vec![("general.architecture".to_string(), GgufEntry::String("llama".into()))];
+    metadata.extend(vocabulary.entries()?);
+    Copy { metadata, tensors: vec![] }.reopen()
+}
+
+#[test]
+fn sentencepiece_vocabularies_are_written_so_that_they_split_the_same() {
+    let expected = read_json(golden("gguf/vocab-scores.json")).unwrap();
+    let source = open("vocab-scores");
+    let again = rewritten(&source, |_| {}).unwrap();
+    check_tokens(&again.tokenizer().unwrap(), &expected["texts"], &expected["ids"], "rewritten");
+    let (old, new) = (source.metadata(), again.metadata());
+    assert_eq!(new.string("tokenizer.ggml.model").unwrap(), Some("llama"));
+    assert_eq!(new.boolean("tokenizer.ggml.add_space_prefix").unwrap(), Some(true));
+    for id in ["bos", "eos", "unknown"] {
+        let key = format!("tokenizer.ggml.{id}_token_id");
+        assert_eq!(new.unsigned(&key).unwrap(), old.unsigned(&key).unwrap(), "{id}");
+    }
+    let numbers = |metadata: &GgufMetadata, key: &str| -> Vec<f64> {
+        let array = metadata.array(key).unwrap().unwrap();
+        array.iter().map(|v| v.as_f64().or(v.as_u64().map(|v| v as f64)).unwrap()).collect()
+    };
+    let types = numbers(new, "tokenizer.ggml.token_type");
+    let expected_types = numbers(old, "tokenizer.ggml.token_type");
+    assert_eq!(types[..expected_types.len()], expected_types);
+    // Two rows without a token.
+    assert_eq!(types[expected_types.len()..], [5.0, 5.0]);
+    let (old, new) = (numbers(old, "tokenizer.ggml.scores"), numbers(new, "tokenizer.ggml.scores"));
+    let tokens = source.metadata().array("tokenizer.ggml.tokens").unwrap().unwrap();
+    let characters: Vec<usize> = tokens.iter().map(|token| token.as_str().unwrap().chars().count()).collect();
+    let merged = |id: &usize| expected_types[*id] == 1.0 && characters[*id] > 1;
+    let mut order: Vec<usize> = (0..old.len()).filter(merged).collect();
+    order.sort_by(|a, b| old[*b].total_cmp(&old[*a]));
+    assert!(
+        order.len() > 100 && order.is_sorted_by(|a, b| new[*a] >= new[*b]),
+        "the order of scores is kept"
+    );
+
+    // The other spelling of the same, and one without a space in front.
+    let metaspace = |scheme: &'static str| {
+        move |json: &mut Value| {
+            json["normalizer"] = Value::Null;
+            json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme, "split": false});
+        }
+    };
+    for scheme in ["first", "always"] {
+        let again = rewritten(&source, metaspace(scheme)).unwrap();
+        check_tokens(&again.tokenizer().unwrap(), &expected["texts"], &expected["ids"], scheme);
+    }
+    let never = rewritten(&source, metaspace("never")).unwrap();
+    let ids = |source: &GgufSource, text: &str| {
+        source.tokenizer().unwrap().tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+    };
+    assert_eq!(ids(&never, " the"), ids(&source, "the"));
+    let refused: [fn(&mut Value); 4] = [
+        |json| json["normalizer"] = json!({"type": "Lowercase"}),
+        |json| json["normalizer"] = Value::Null,
+        |json| {
+            json["normalizer"] = Value::Null;
+            json["pre_tokenizer"] = json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true});
+        },
+        |json| json["model"]["ignore_merges"] = json!(true),
+    ];
+    for change in refused {
+        assert!(matches!(rewritten(&source, change), Err(Error::InvalidArgument { .. })));
+    }
+}
+
+#[test]
+fn further_ends_of_a_text_and_normalizers_in_a_list_survive() {
+    let source = open("vocab-llama-bpe");
+    let read = source.tokenizer().unwrap();
+    let mut json: Value = serde_json::from_str(&read.tokenizer.to_string(false).unwrap()).unwrap();
+    json["normalizer"] = json!({"type": "Sequence", "normalizers": []});
+    let tokenizer = json.to_string().parse().unwrap();
+    let vocabulary = GgufVocabulary {
+        tokenizer: &tokenizer,
+        named_tokens: &read.named_tokens,
+        end_token_ids: &[read.end_token_ids[0], 300, 301],
+        chat_templates: &read.chat_templates,
+        rows: tokenizer.get_vocab_size(true),
+    };
+    let mut metadata = vec![("general.architecture".to_string(), GgufEntry::String("llama".into()))];
+    metadata.extend(vocabulary.entries().unwrap());
+    let again = Copy { metadata, tensors: vec![] }.reopen().unwrap();
+    assert_eq!(again.tokenizer().unwrap().end_token_ids, [read.end_token_ids[0], 300, 301]);
+}
+
+#[test]
+fn roles_have_their_usual_ids_where_the_file_says_nothing() {
+    let source = open("vocab-scores");
+    let copy =
+        Copy::of(&source).without("tokenizer.ggml.eos_token_id").without("tokenizer.ggml.bos_token_id");
+    let copy = copy.reopen().unwrap();
+    assert_eq!(copy.tokenizer().unwrap().end_token_ids, [2]);
+    assert_eq!(copy.generation_config().unwrap()["eos_token_id"], json!([2]));
+    for role in ["bos", "eos", "eot", "eom", "padding"] {
+        let copy = Copy::of(&source).set(&format!("tokenizer.ggml.{role}_token_id"), GgufEntry::U32(1 << 31));
+        let message = copy.reopen().unwrap().tokenizer().unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("{role}_token_id")) && message.contains("the vocabulary has"),
+            "{message}"
+        );
+    }
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! Quantised weights: the blocks of ggml, the values they stand for, products and gradients.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use candlewick::weight::{BlockFormat, FORMATS, Format, GgmlWeight, Weight};
+use candlewick::checkpoint::gguf::{GgufEntry, ImportanceMatrix, write_gguf};
+use candlewick::weight::{BlockFormat, FORMATS, Format, GgmlWeight, TensorInfo, Weight};
 use candlewick::{Error, LoadOptions, Model};
 
 use crate::gguf::golden;
@@ -227,5 +230,137 @@ fn formats_have_names() {
             }
         ),
         Err(Error::OutOfMemory { .. })
+    ));
+}
+
+/// An importance matrix in llama.cpp's older format: name, calls, sum of the calls' means for each column.
+fn old_importance(entries: &[(&str, i32, Vec<f32>)]) -> Vec<u8> {
+    let mut file = (entries.len() as u32).to_le_bytes().to_vec();
+    for (name, calls, sums) in entries {
+        file.extend((name.len() as u32).to_le_bytes());
+        file.extend(name.as_bytes());
+        file.extend(calls.to_le_bytes());
+        file.extend((sums.len() as u32).to_le_bytes());
+        file.extend(sums.iter().flat_map(|x| x.to_le_bytes()));
+    }
+    file.extend([9, 0, 0, 0]);
+    file
+}
+
+/// The same in GGUF: sums of squares and how many were added up.
+fn new_importance(path: &Path, entries: &[(&str, Vec<f32>, Vec<f32>)]) {
+    let mut infos = Vec::new();
+    let mut bytes = HashMap::new();
+    for (name, sums, counts) in entries {
+        for (suffix, values) in [("in_sum2", sums), ("counts", counts)] {
+            let name = format!("{name}.{suffix}");
+            infos.push((name.clone(), TensorInfo { format: Format::F32, shape: vec![1, values.len()] }));
+            bytes.insert(name, values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+        }
+    }
+    let kind = ("general.type".to_string(), GgufEntry::String("imatrix".into()));
+    write_gguf(path, &[kind], &infos, |name| Ok(Cow::Borrowed(bytes[name].as_slice()))).unwrap();
+}
+
+#[test]
+fn importance_matrices_of_both_formats_are_read() {
+    let room = tempfile::tempdir().unwrap();
+    let (old, new) = (room.path().join("old.dat"), room.path().join("new.gguf"));
+    let up = "model.layers.0.mlp.up_proj.weight";
+    let entries = [
+        ("blk.0.ffn_up.weight", 4, vec![4.0, 8.0, 0.0]),
+        ("output.weight", 0, vec![0.5]),
+        ("per_layer_thing", 1, vec![1.0]),
+    ];
+    std::fs::write(&old, old_importance(&entries)).unwrap();
+    let read = ImportanceMatrix::open(&old).unwrap();
+    assert_eq!(read.get(up).unwrap()[..], [1.0, 2.0, 0.0]);
+    assert_eq!(read.get("lm_head.weight").unwrap()[..], [0.5]);
+    assert!(read.get("model.layers.1.mlp.up_proj.weight").is_none());
+    let experts = ("blk.2.ffn_up.weight", vec![1.0; 4], vec![1.0; 2]);
+    let unseen = ("blk.1.ffn_up.weight", vec![0.0, 3.0], vec![0.0]);
+    new_importance(&new, &[("blk.0.ffn_up.weight", vec![4.0, 8.0, 0.0], vec![4.0]), unseen, experts]);
+    let read = ImportanceMatrix::open(&new).unwrap();
+    assert_eq!(read.get(up).unwrap()[..], [1.0, 2.0, 0.0]);
+    assert_eq!(read.get("model.layers.1.mlp.up_proj.weight").unwrap()[..], [1.0, 1.0]);
+    assert!(read.get("model.layers.2.mlp.up_proj.weight").is_none());
+    assert_eq!(read.path(), new);
+}
+
+#[test]
+fn damaged_importance_matrices_are_refused() {
+    let room = tempfile::tempdir().unwrap();
+    let path = room.path().join("x.dat");
+    let fault = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        match ImportanceMatrix::open(&path) {
+            Err(Error::InvalidCheckpoint { problems, .. }) => problems.join(" "),
+            other => panic!("{other:?}"),
+        }
+    };
+    let whole = old_importance(&[("blk.0.ffn_up.weight", 4, vec![4.0, 8.0])]);
+    // The number at the end, which newer files have, may be missing.
+    for length in 1..whole.len() - 4 {
+        fault(&whole[..length]);
+    }
+    for at in [0, 4, 31] {
+        for count in [0u32, u32::MAX, 1 << 30] {
+            let mut changed = whole.clone();
+            changed[at..at + 4].copy_from_slice(&count.to_le_bytes());
+            fault(&changed);
+        }
+    }
+    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+        let file = old_importance(&[("blk.0.ffn_up.weight", 4, vec![4.0, bad])]);
+        assert!(fault(&file).contains("blk.0.ffn_up.weight"));
+    }
+    assert!(fault(&old_importance(&[("conv.weight", 4, vec![4.0])])).contains("no matrix"));
+    let model = std::fs::read(golden("gguf/plain.gguf")).unwrap();
+    assert!(fault(&model).contains("is it a model?"));
+    assert!(matches!(ImportanceMatrix::open(room.path().join("nothing")), Err(Error::Io { .. })));
+}
+
+#[test]
+fn a_model_is_quantised_by_what_matters_in_it() {
+    let model = load("qwen2/tied", "auto");
+    let table = golden("qwen2/tied/model.safetensors");
+    let weights = candle_core::safetensors::load(table, &Device::Cpu).unwrap();
+    let (path, part) = ("model.layers.1.mlp.up_proj", "blk.1.ffn_up.weight");
+    let matrix = &weights[&format!("{path}.weight")];
+    let columns = matrix.dims()[1];
+    let importance: Vec<f32> = (0..columns).map(|i| ((i * 7 % 11) as f32).powi(2)).collect();
+    let room = tempfile::tempdir().unwrap();
+    let file = room.path().join("i.dat");
+    std::fs::write(&file, old_importance(&[(part, 1, importance.clone())])).unwrap();
+    let format = BlockFormat::of(Format::Q4_0).unwrap();
+    let expected = GgmlWeight::quantize("w", matrix, format, Some(&importance)).unwrap();
+    let plain = GgmlWeight::quantize("w", matrix, format, None).unwrap();
+    assert!(expected.stored().unwrap() != plain.stored().unwrap());
+    let options = LoadOptions {
+        device: "cpu".into(),
+        quantize: Some("q4_0".into()),
+        importance: Some(file.clone()),
+        ..LoadOptions::default()
+    };
+    let loaded = Model::load(golden("qwen2/tied").to_str().unwrap(), &options).unwrap();
+    for quantised in [loaded, model.quantize_by("q4_0", Some(&file)).unwrap()] {
+        let mut found = 0;
+        quantised.decoder().linears(&mut |linear| {
+            if linear.path() == path {
+                assert!(linear.weight().stored().unwrap() == expected.stored().unwrap());
+                found += 1;
+            }
+        });
+        assert_eq!(found, 1);
+    }
+    std::fs::write(&file, old_importance(&[(part, 1, vec![1.0; columns + 1])])).unwrap();
+    let text = model.quantize_by("q4_0", Some(&file)).unwrap_err().to_string();
+    assert!(text.contains("mlp.up_proj") && text.contains(&format!("{columns} finite")), "{text}");
+    let text = model.quantize("q2_k_s").unwrap_err().to_string();
+    assert!(text.contains("importance"), "{text}");
+    let alone = LoadOptions { quantize: None, ..options };
+    assert!(matches!(
+        Model::load(golden("qwen2/tied").to_str().unwrap(), &alone),
+        Err(Error::InvalidArgument { .. })
     ));
 }

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use candlewick::checkpoint::gguf::GgufSource;
+use candlewick::checkpoint::read_json;
 use candlewick::{Error, LoadOptions, Model};
 
+use crate::gguf::golden;
 use crate::gguf_model::{difference, expected, load, prompts};
 
 /// A place that outlives the test, so that what was written can be looked at with other programs.
@@ -117,6 +120,23 @@ fn a_saved_gguf_file_has_the_tokenizer() {
     let ids = [ids];
     let (directory, plain) = (apart(&again, &third, &ids), apart(&again, &model, &ids));
     assert!(directory <= 0.8 * plain, "{directory}, and {plain} from the unrounded values");
+}
+
+#[test]
+fn a_factor_of_yarn_is_written_under_the_key_that_llama_cpp_reads() {
+    let directory = room("yarn-factor");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden("qwen2/yarn").join(file), directory.join(file)).unwrap();
+    }
+    let mut config = read_json(directory.join("config.json")).unwrap();
+    config["rope_scaling"]["attention_factor"] = 1.3.into();
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let (model, path) = (open(&directory), room("gguf").join("yarn-factor.gguf"));
+    model.save_gguf(&path).unwrap();
+    let source = GgufSource::open(&path).unwrap();
+    let factor = source.metadata().number("qwen2.rope.scaling.attn_factor").unwrap().unwrap();
+    assert!((factor * (1.0 + 0.1 * 4f64.ln()) - 1.3).abs() < 1e-6, "{factor}");
+    assert!(apart(&model, &open(&path), &[(1..100).collect()]) < 1e-5);
 }
 
 #[test]

@@ -221,11 +221,8 @@ fn yarn(keys: &Keys<'_>, factor: f64) -> Result<Value> {
             scaling[name] = json!(value);
         }
     }
-    let given = match keys.number("rope.scaling.yarn_attn_factor")? {
-        Some(factor) => Some(factor),
-        None => keys.number("rope.scaling.attn_factor")?,
-    };
-    if let Some(given) = given {
+    // A key `yarn_attn_factor` is in some files, but llama.cpp makes no use of it.
+    if let Some(given) = keys.number("rope.scaling.attn_factor")? {
         // GGUF's factor comes on top of the usual one.
         scaling["attention_factor"] = json!(given * (1.0 + 0.1 * factor.ln()));
     }

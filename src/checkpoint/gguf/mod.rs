@@ -7,9 +7,11 @@
 mod config;
 mod cursor;
 mod header;
+mod importance;
 mod metadata;
 mod names;
 mod pre_tokenizer;
+mod scored;
 mod split;
 mod tokenizer;
 mod types;
@@ -29,6 +31,7 @@ use crate::weight::{TensorInfo, TensorSource};
 use crate::{Error, Result};
 use header::Header;
 
+pub use importance::ImportanceMatrix;
 pub use metadata::{GgufArray, GgufKind, GgufMetadata, GgufValue};
 pub use tokenizer::GgufTokenizer;
 pub use vocabulary::GgufVocabulary;

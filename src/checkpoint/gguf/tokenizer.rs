@@ -90,7 +90,7 @@ pub(super) fn build(metadata: &GgufMetadata) -> Result<GgufTokenizer> {
         }
         None => return Err(metadata.invalid(MODEL, "missing; the file holds no tokenizer")),
     };
-    let special = Special::read(metadata, tokens.len())?;
+    let special = Special::read(metadata)?;
     add_tokens(&mut tokenizer, &tokens, &special)?;
     let text = |id: u32| tokens.get(id as usize).map_or("", |t| t.text);
     let bos = special.bos.filter(|_| special.add_bos.unwrap_or(add_bos));
@@ -134,13 +134,27 @@ pub(super) fn end_ids(metadata: &GgufMetadata) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
+/// The id of a role; a vocabulary with scores has its first three tokens in a fixed order.
 fn token_id(metadata: &GgufMetadata, name: &str) -> Result<Option<u32>> {
     let key = format!("tokenizer.ggml.{name}_token_id");
+    let tokens = metadata.array(TOKENS)?.map_or(usize::MAX, |tokens| tokens.len());
+    let usual = match name {
+        "unknown" => Some(0),
+        "bos" => Some(1),
+        "eos" => Some(2),
+        _ => None,
+    };
+    let scored = metadata.string(MODEL)? == Some("llama");
+    let usual = usual.filter(|&id| scored && (id as usize) < tokens);
     // Some converters wrote -1 or 4294967295 for a token that does not exist.
     if matches!(metadata.get(&key), Some(GgufValue::Integer(-1 | 0xffff_ffff))) {
-        return Ok(None);
+        return Ok(usual);
     }
-    Ok(metadata.unsigned(&key)?.and_then(|id| u32::try_from(id).ok()))
+    let Some(id) = metadata.unsigned(&key)? else { return Ok(usual) };
+    match u32::try_from(id) {
+        Ok(id) if (id as usize) < tokens => Ok(Some(id)),
+        _ => Err(metadata.invalid(&key, format!("got {id}, the vocabulary has {tokens} tokens"))),
+    }
 }
 
 /// The tokens with a role.
@@ -154,25 +168,12 @@ struct Special {
 }
 
 impl Special {
-    fn read(metadata: &GgufMetadata, vocabulary: usize) -> Result<Self> {
-        // A vocabulary with scores has its first three tokens in a fixed order.
-        let scored = metadata.string(MODEL)? == Some("llama");
-        let id = |name: &str, usual: u32| -> Result<Option<u32>> {
-            let id = token_id(metadata, name)?
-                .or(scored.then_some(usual).filter(|&id| (id as usize) < vocabulary));
-            match id {
-                Some(id) if id as usize >= vocabulary => {
-                    let reason = format!("got {id}, the vocabulary has {vocabulary} tokens");
-                    Err(metadata.invalid(&format!("tokenizer.ggml.{name}_token_id"), reason))
-                }
-                id => Ok(id),
-            }
-        };
+    fn read(metadata: &GgufMetadata) -> Result<Self> {
         Ok(Self {
-            bos: id("bos", 1)?,
-            eos: id("eos", 2)?,
-            unk: id("unknown", 0)?,
-            pad: token_id(metadata, "padding")?.filter(|&id| (id as usize) < vocabulary),
+            bos: token_id(metadata, "bos")?,
+            eos: token_id(metadata, "eos")?,
+            unk: token_id(metadata, "unknown")?,
+            pad: token_id(metadata, "padding")?,
             add_bos: metadata.boolean("tokenizer.ggml.add_bos_token")?,
             add_eos: metadata.boolean("tokenizer.ggml.add_eos_token")?,
         })

@@ -1,6 +1,6 @@
 //! A tokenizer as the metadata of a GGUF file: the reverse of reading one.
 //!
-//! Only byte-level BPE can be expressed; scores of a SentencePiece vocabulary are lost in `tokenizer.json`.
+//! Two kinds can be expressed: byte-level BPE, and SentencePiece's BPE with byte fallback (see [`super::scored`]).
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::tokenizer::ENDS;
-use super::{GgufEntry, pre_tokenizer};
+use super::{GgufEntry, pre_tokenizer, scored};
 use crate::{Error, Result};
 
-const NORMAL: i32 = 1;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const CONTROL: i32 = 3;
+pub(super) const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
 /// A tokenizer and what goes with it into a GGUF file.
@@ -31,8 +31,12 @@ pub struct GgufVocabulary<'a> {
     pub rows: usize,
 }
 
-fn refuse(what: impl std::fmt::Display) -> Error {
-    Error::argument("tokenizer", what, "byte-level BPE whose splitting GGUF has a name for")
+pub(super) fn refuse(what: impl std::fmt::Display) -> Error {
+    Error::argument(
+        "tokenizer",
+        what,
+        "byte-level BPE whose splitting GGUF has a name for, or SentencePiece BPE",
+    )
 }
 
 impl GgufVocabulary<'_> {
@@ -45,24 +49,39 @@ impl GgufVocabulary<'_> {
             self.tokenizer.to_string(false).map_err(|e| Error::internal("reading the tokenizer", e))?;
         let json: Value =
             serde_json::from_str(&text).map_err(|e| Error::internal("reading the tokenizer", e))?;
-        let model = &json["model"];
-        let (tokens, types) = self.tokens()?;
-        let mut entries = vec![
-            ("model", GgufEntry::String("gpt2".into())),
-            ("pre", GgufEntry::String(pre_name(&json)?.into())),
-            ("tokens", GgufEntry::Strings(tokens)),
-            ("token_type", GgufEntry::I32s(types)),
-            ("merges", GgufEntry::Strings(merges(model)?)),
-        ];
+        let (tokens, mut types) = self.tokens()?;
+        let mut entries = if scored::is_scored(&json) {
+            let (prefix, scores) = (scored::prefix(&json)?, scored::scores(&json, &tokens, &mut types)?);
+            vec![
+                ("model", GgufEntry::String("llama".into())),
+                ("pre", GgufEntry::String("default".into())),
+                ("add_space_prefix", GgufEntry::Bool(prefix)),
+                ("scores", GgufEntry::F32s(scores)),
+            ]
+        } else {
+            vec![
+                ("model", GgufEntry::String("gpt2".into())),
+                ("pre", GgufEntry::String(pre_name(&json)?.into())),
+                ("merges", GgufEntry::Strings(merges(&json["model"])?)),
+            ]
+        };
+        entries.push(("tokens", GgufEntry::Strings(tokens)));
+        entries.push(("token_type", GgufEntry::I32s(types)));
         let id = |name: &str| self.tokenizer.token_to_id(self.named_tokens.get(name)?);
         let end = id("eos_token").or(self.end_token_ids.first().copied());
+        let mut further = self.further_ends(end).into_iter();
         let ids = [
             ("bos_token_id", id("bos_token")),
             ("eos_token_id", end),
-            ("unknown_token_id", id("unk_token")),
+            ("unknown_token_id", id("unk_token").or_else(|| unknown(self.tokenizer, &json))),
             ("padding_token_id", id("pad_token")),
-            ("eot_token_id", self.further_end(end)),
+            ("eot_token_id", further.next()),
+            ("eom_token_id", further.next()),
         ];
+        let lost: Vec<u32> = further.collect();
+        if !lost.is_empty() {
+            log::warn!("GGUF has no key for further tokens that end a text: {lost:?}");
+        }
         entries.extend(ids.into_iter().filter_map(|(key, id)| Some((key, GgufEntry::U32(id?)))));
         let (bos, eos) = self.added(id("bos_token"), end)?;
         entries.push(("add_bos_token", GgufEntry::Bool(bos)));
@@ -81,6 +100,13 @@ impl GgufVocabulary<'_> {
         let mut tokens: Vec<String> = (0..self.rows).map(|id| format!("[PAD{id}]")).collect();
         let mut types = vec![UNUSED; self.rows];
         let added = self.tokenizer.get_added_tokens_decoder();
+        let reaching =
+            added.values().filter(|token| token.lstrip || token.rstrip || token.single_word).count();
+        if reaching > 0 {
+            log::warn!(
+                "GGUF cannot say that {reaching} special tokens take spaces beside them or only stand alone"
+            );
+        }
         for (text, id) in self.tokenizer.get_vocab(true) {
             let (Some(token), Some(kind)) = (tokens.get_mut(id as usize), types.get_mut(id as usize)) else {
                 return Err(refuse(format!("token {id} where the embedding has {} rows", self.rows)));
@@ -95,13 +121,13 @@ impl GgufVocabulary<'_> {
         Ok((tokens, types))
     }
 
-    /// An end of a text beside the usual one that readers do not know by its name.
-    fn further_end(&self, usual: Option<u32>) -> Option<u32> {
+    /// Ends of a text beside the usual one that readers do not know by their names.
+    fn further_ends(&self, usual: Option<u32>) -> Vec<u32> {
         let unknown = |id: &u32| {
             let text = self.tokenizer.id_to_token(*id);
             Some(*id) != usual && text.is_some_and(|text| !ENDS.contains(&text.as_str()))
         };
-        self.end_token_ids.iter().copied().find(unknown)
+        self.end_token_ids.iter().copied().filter(unknown).collect()
     }
 
     /// Whether texts get the first and the last token.
@@ -117,7 +143,23 @@ impl GgufVocabulary<'_> {
     }
 }
 
-fn merges(model: &Value) -> Result<Vec<String>> {
+/// The token for what nothing else stands for.
+fn unknown(tokenizer: &Tokenizer, json: &Value) -> Option<u32> {
+    tokenizer.token_to_id(json["model"]["unk_token"].as_str()?)
+}
+
+/// Whether a field of the model is not in use.
+pub(super) fn plain(model: &Value, field: &str) -> bool {
+    model[field].is_null() || model[field] == ""
+}
+
+/// The parts of merges.
+pub(super) fn pairs(merges: &[String]) -> impl Iterator<Item = (&str, &str)> {
+    merges.iter().filter_map(|merge| merge.split_once(' '))
+}
+
+/// The merges of a BPE model, their parts with a space between them.
+pub(super) fn merges(model: &Value) -> Result<Vec<String>> {
     let list = model["merges"].as_array().ok_or_else(|| refuse("one without merges"))?;
     let one = |merge: &Value| match merge {
         Value::String(text) => Some(text.clone()),
@@ -133,24 +175,32 @@ fn merges(model: &Value) -> Result<Vec<String>> {
 /// The name of the way in which text is split before merging.
 fn pre_name(json: &Value) -> Result<&'static str> {
     let model = &json["model"];
-    let plain = |field: &str| model[field].is_null() || model[field] == "";
-    if model["type"] != "BPE" || model["byte_fallback"] == true {
-        let kind = if model["byte_fallback"] == true { "SentencePiece BPE" } else { "another kind of model" };
-        return Err(refuse(kind));
+    if model["type"] != "BPE" {
+        return Err(refuse("another kind of model"));
     }
-    if !plain("continuing_subword_prefix") || !plain("end_of_word_suffix") {
+    if !plain(model, "continuing_subword_prefix") || !plain(model, "end_of_word_suffix") {
         return Err(refuse("one with marks on parts of words"));
     }
-    let composed = match &json["normalizer"] {
-        Value::Null => false,
-        normalizer if normalizer["type"] == "NFC" => true,
-        normalizer => return Err(refuse(format!("a normalizer {}", normalizer["type"]))),
-    };
+    let composed = composes(&json["normalizer"])?;
     let patterns = patterns(&json["pre_tokenizer"])?;
     let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
     let ignore_merges = model["ignore_merges"] == true;
     pre_tokenizer::name_of(&patterns, ignore_merges, composed)
         .ok_or_else(|| refuse("a splitting without a name"))
+}
+
+/// Whether text is brought into Unicode's composed form.
+fn composes(normalizer: &Value) -> Result<bool> {
+    if normalizer.is_null() {
+        return Ok(false);
+    }
+    match (normalizer["type"].as_str(), normalizer["normalizers"].as_array()) {
+        (Some("NFC"), _) => Ok(true),
+        (Some("Sequence"), Some(stages)) => {
+            stages.iter().try_fold(false, |any, stage| Ok(any | composes(stage)?))
+        }
+        (other, _) => Err(refuse(format!("a normalizer {}", other.unwrap_or("without a type")))),
+    }
 }
 
 /// The patterns of a pre-tokenizer, applied one after the other.
