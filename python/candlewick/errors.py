@@ -66,7 +66,23 @@ class InvalidArgumentError(CandlewickError, ValueError):
 
 
 class DataError(CandlewickError, ValueError):
-    """A row of input or training data cannot be used; the message names the file and the line."""
+    """A row of input or training data cannot be used; the message names the file and the line.
+
+    Attributes:
+        source: The file, or what the data was given as; None if that is not known.
+        line: The line of the file, counted from 1, or None.
+    """
+
+    source: str | None
+    line: int | None
+
+    def __init__(self, message: str, source: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+        self.line = line
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str | None, int | None]]:
+        return type(self), (self.args[0], self.source, self.line)
 
 
 class ContextLengthError(CandlewickError, ValueError):

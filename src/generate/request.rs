@@ -92,6 +92,7 @@ impl Request {
             return Err(Error::ContextOverflow { tokens: prompt.len() + 1, limit: model.context_length() });
         }
         model.check_ids(&prompt)?;
+        model.check_head()?;
         let (sampling, stop) = check_options(model, options)?;
         Ok(Self { prompt, sampling, stop, adapter: None, stream_capacity: None })
     }
@@ -107,7 +108,7 @@ impl Request {
 /// # Errors
 /// [`Error::InvalidArgument`] naming each bad value.
 pub fn check_options(model: &Model, options: &GenerationOptions) -> Result<(SamplingParams, StopRules)> {
-    let sampling = sampling(model.generation_config(), options);
+    let sampling = sampling(model.generation_config(), options)?;
     sampling.validate(Some(model.vocab_size()))?;
     let stop = StopRules {
         stop: options.stop.clone(),
@@ -125,22 +126,54 @@ pub fn check_options(model: &Model, options: &GenerationOptions) -> Result<(Samp
     Ok((sampling, stop))
 }
 
-fn sampling(defaults: &Value, options: &GenerationOptions) -> SamplingParams {
-    let number = |field: &str| defaults.get(field).and_then(Value::as_f64).map(|number| number as f32);
-    let samples = defaults.get("do_sample").and_then(Value::as_bool).unwrap_or(false);
-    let default_temperature = if samples { number("temperature").unwrap_or(1.0) } else { 0.0 };
-    SamplingParams {
-        repetition_penalty: options.repetition_penalty.or(number("repetition_penalty")).unwrap_or(1.0),
+/// The model's `generation_config.json`; `null` counts as absent.
+struct Defaults<'a>(&'a Value);
+
+impl Defaults<'_> {
+    fn typed<T>(&self, field: &str, kind: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.0.get(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let unusable =
+            || Error::config("generation_config.json", field, format!("got {value}, expected {kind}"));
+        read(value).ok_or_else(unusable).map(Some)
+    }
+
+    fn number(&self, field: &str) -> Result<Option<f32>> {
+        self.typed(field, "a number", |value| Some(value.as_f64()? as f32))
+    }
+
+    /// What was given, else the default of the file, else what changes nothing.
+    fn or(&self, given: Option<f32>, field: &str, neutral: f32) -> Result<f32> {
+        given.map_or_else(|| Ok(self.number(field)?.unwrap_or(neutral)), Ok)
+    }
+}
+
+/// The sampling parameters; what the caller left open comes from the model's file.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] for a default that is of another type than it should be.
+fn sampling(defaults: &Value, options: &GenerationOptions) -> Result<SamplingParams> {
+    let defaults = Defaults(defaults);
+    let samples = defaults.typed("do_sample", "true or false", Value::as_bool)?.unwrap_or(false);
+    let temperature = match options.temperature {
+        None if !samples => 0.0,
+        given => defaults.or(given, "temperature", 1.0)?,
+    };
+    let top_k = match options.top_k {
+        Some(given) => given,
+        None => defaults.number("top_k")?.map_or(0, |k| k as usize),
+    };
+    Ok(SamplingParams {
+        repetition_penalty: defaults.or(options.repetition_penalty, "repetition_penalty", 1.0)?,
         presence_penalty: options.presence_penalty,
         frequency_penalty: options.frequency_penalty,
         logit_bias: options.logit_bias.clone(),
-        temperature: options.temperature.unwrap_or(default_temperature),
-        top_k: options.top_k.or(number("top_k").map(|k| k as usize)).unwrap_or(0),
-        top_p: options.top_p.or(number("top_p")).unwrap_or(1.0),
-        min_p: options.min_p.or(number("min_p")).unwrap_or(0.0),
+        temperature,
+        top_k,
+        top_p: defaults.or(options.top_p, "top_p", 1.0)?,
+        min_p: defaults.or(options.min_p, "min_p", 0.0)?,
         seed: options.seed.unwrap_or_else(fresh_seed),
         logprobs: options.logprobs,
-    }
+    })
 }
 
 /// A seed that differs from request to request.

@@ -351,8 +351,21 @@ impl Model {
     pub fn head(&self, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
         match self.inner.decoder.head() {
             Some(head) => head.forward(hidden, pass),
-            None => Err(Error::internal("logits", "this checkpoint has no language-model head")),
+            None => Err(self.headless()),
         }
+    }
+
+    /// Refuses a model that gives hidden states only.
+    ///
+    /// # Errors
+    /// [`Error::InvalidCheckpoint`].
+    pub fn check_head(&self) -> Result<()> {
+        if self.inner.decoder.head().is_some() { Ok(()) } else { Err(self.headless()) }
+    }
+
+    fn headless(&self) -> Error {
+        let problem = "it has no language-model head: it gives hidden states, but no logits and no text";
+        Error::checkpoint(&self.inner.directory, problem)
     }
 
     /// Logits of every position: one f32 tensor `[seq, vocab]` on the CPU for each sequence.

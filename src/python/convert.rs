@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use serde_json::Value;
 
 use crate::generate::Prompt;
@@ -100,6 +100,10 @@ pub(super) fn ids(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
 
 /// One list of ids, or a list of such lists; the flag says which.
 pub(super) fn id_lists(value: &Bound<'_, PyAny>) -> PyResult<(Vec<Vec<u32>>, bool)> {
+    if value.is_instance_of::<PyBytes>() || value.is_instance_of::<PyString>() {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("input_ids: got {kind}, expected a list of token ids")));
+    }
     let first = value.try_iter()?.next().transpose()?;
     match first {
         Some(first) if is_sequence(&first) && first.try_iter().is_ok() => {
@@ -117,7 +121,11 @@ pub(super) fn prompts(value: &Bound<'_, PyAny>) -> PyResult<(Vec<Prompt>, bool)>
     }
     let many = value.try_iter()?.map(|item| {
         let item = item?;
-        single_prompt(&item)?.ok_or_else(|| unusable_prompt(&item))
+        let is_empty = || is_sequence(&item) && item.len().is_ok_and(|len| len == 0);
+        single_prompt(&item)?.ok_or_else(|| match is_empty() {
+            true => Error::argument("prompt", "no tokens", "at least one token").into(),
+            false => unusable_prompt(&item),
+        })
     });
     Ok((many.collect::<PyResult<_>>()?, true))
 }

@@ -40,7 +40,7 @@ impl From<Error> for PyErr {
             Error::InvalidCheckpoint { .. } => CheckpointError::new_err(message),
             Error::InvalidAdapter { code, .. } => AdapterError::new_err((message, code)),
             Error::InvalidArgument { .. } => InvalidArgumentError::new_err(message),
-            Error::InvalidData { .. } => DataError::new_err(message),
+            Error::InvalidData { origin, line, .. } => DataError::new_err((message, origin, line)),
             Error::ContextOverflow { .. } => ContextLengthError::new_err(message),
             Error::DeviceUnavailable { .. } => DeviceError::new_err(message),
             Error::OutOfMemory { .. } => OutOfMemoryError::new_err(message),

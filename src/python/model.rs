@@ -46,8 +46,8 @@ struct Opened {
     cache_dir: Option<PathBuf>,
     local_files_only: bool,
     memory_limit_bytes: Option<u64>,
-    /// Whether an adapter has been folded in, which the source does not have.
-    merged: bool,
+    /// What has become of it that opening the source again would not give.
+    changed: Option<&'static str>,
     /// The source, whatever the working directory is when it is opened again.
     place: String,
 }
@@ -165,7 +165,7 @@ impl Model {
             cache_dir: cache_dir.as_deref().map(source::whole),
             local_files_only,
             memory_limit_bytes,
-            merged: false,
+            changed: None,
         };
         let options = LoadOptions {
             device: opened.device.clone(),
@@ -309,7 +309,7 @@ impl Model {
         let model = self.get()?;
         let set = to_merge(py, &model, adapter)?;
         let merged = enter_long(py, |_| model.merged(&set), |_| Ok(()))?;
-        let opened = Opened { merged: true, ..self.opened.clone() };
+        let opened = Opened { changed: Some("merged"), ..self.opened.clone() };
         Ok(Self { inner: Mutex::new(Some(merged)), opened })
     }
 
@@ -340,7 +340,13 @@ impl Model {
     fn quantize(&self, py: Python<'_>, format: &str, importance: Option<PathBuf>) -> PyResult<Self> {
         let model = self.get()?;
         let quantized = enter_long(py, |_| model.quantize_by(format, importance.as_deref()), |_| Ok(()))?;
-        let opened = Opened { quantize: Some(format.to_owned()), importance, ..self.opened.clone() };
+        let twice = self.opened.quantize.is_some().then_some("twice quantised");
+        let opened = Opened {
+            quantize: Some(format.to_owned()),
+            importance,
+            changed: self.opened.changed.or(twice),
+            ..self.opened.clone()
+        };
         Ok(Self { inner: Mutex::new(Some(quantized)), opened })
     }
 
@@ -405,11 +411,11 @@ impl Model {
 
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
         let (py, opened) = (slf.py(), &slf.get().opened);
-        if opened.merged {
-            return Err(PyTypeError::new_err(
-                "cannot pickle a merged model, as its source has no merged weights; use save_pretrained, and \
-                 Model.from_pretrained in the other process",
-            ));
+        if let Some(what) = opened.changed {
+            return Err(PyTypeError::new_err(format!(
+                "cannot pickle a {what} model, as its source would give another one; use save_pretrained, and \
+                 Model.from_pretrained in the other process"
+            )));
         }
         let keywords = PyDict::new(py);
         keywords.set_item("device", &opened.device)?;

@@ -1,6 +1,7 @@
 """Generating text: greedy and sampled, one and many, stop rules, probabilities, results."""
 
 import inspect
+import json
 import time
 
 import numpy as np
@@ -377,3 +378,28 @@ def test_stop_strings_need_a_tokenizer(small):
     with pytest.raises(cw.InvalidArgumentError, match="stop:"):
         cw.Generator(small, stop=["x"])
     assert generator.generate([1, 2], stop=[]).generated_tokens > 0
+
+
+def test_prompts_without_tokens(tiny_model, greedy):
+    assert greedy.generate([]) == []
+    for empty in ([[]], [[], [1]], [[1], []]):
+        with pytest.raises(cw.InvalidArgumentError, match="at least one token"):
+            greedy.generate(empty)
+    for wrong in (b"ab", "ab"):
+        with pytest.raises(TypeError, match="input_ids: got"):
+            tiny_model.logits(wrong)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", "x"), ("top_k", []), ("top_p", "0.9"), ("repetition_penalty", True), ("do_sample", 1)],
+)
+def test_defaults_of_a_wrong_type_are_named(checkpoint, field, value):
+    config = {"do_sample": True, field: value}
+    (checkpoint / "generation_config.json").write_text(json.dumps(config))
+    with cw.Model.from_pretrained(checkpoint, device="cpu") as model:
+        with pytest.raises(cw.ConfigError, match=rf"generation_config\.json.*{field}"):
+            cw.Generator(model)
+        given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+        if field != "do_sample":
+            assert cw.Generator(model, **given).generate([1], max_new_tokens=1).generated_tokens == 1

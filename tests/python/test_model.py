@@ -196,3 +196,18 @@ def test_saving_over_another_model_leaves_nothing_of_it(tiny_model, tmp_path):
     with cw.Model.from_pretrained(tmp_path, device="cpu") as again:
         np.testing.assert_array_equal(again.logits([1, 2, 3]), tiny_model.logits([1, 2, 3]))
         assert again.tokenizer.chat_template == tiny_model.tokenizer.chat_template
+
+
+def test_a_model_without_a_head_gives_no_logits(checkpoint):
+    """As embedding models are stored: names without their first part, and no head."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    weights = load_file(checkpoint / "model.safetensors")
+    weights = {name.removeprefix("model."): weight for name, weight in weights.items() if name != "lm_head.weight"}
+    save_file(weights, checkpoint / "model.safetensors")
+    with cw.Model.from_pretrained(checkpoint, device="cpu") as model:
+        assert model.hidden_states([1, 2]).shape == (2, config["hidden_size"])
+        with pytest.raises(cw.CheckpointError, match="no language-model head"):
+            model.logits([1, 2])
+        with pytest.raises(cw.CheckpointError, match="no language-model head"):
+            cw.Generator(model).generate([1, 2])

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -255,8 +256,11 @@ def test_data_that_is_none(tiny_model, tmp_path):
         cw.Trainer(tiny_model, tmp_path / "absent.jsonl")
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "fine"}\n{oops}\n')
-    with pytest.raises(cw.DataError, match=r"rows\.jsonl, line 2: not valid JSON"):
+    with pytest.raises(cw.DataError, match=r"rows\.jsonl, line 2: not valid JSON") as caught:
         cw.Trainer(tiny_model, path)
+    assert (caught.value.source, caught.value.line) == (str(path), 2)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.source, again.line) == (str(caught.value), str(path), 2)
     for wrong in (5, None, b"rows.jsonl", {"text": "x"}):
         with pytest.raises(TypeError, match="train_dataset"):
             cw.Trainer(tiny_model, wrong)

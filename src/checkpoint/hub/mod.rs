@@ -272,3 +272,18 @@ fn unusable(id: &str, wanted: &Wanted, problem: String) -> Error {
 fn cancelled(id: &str) -> Error {
     Error::io(id, std::io::Error::new(std::io::ErrorKind::Interrupted, "the download was cancelled"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapters_that_lack_files_have_the_codes_of_directories() {
+        let code = |problem: String| match unusable("org/name", &Wanted::Adapter, problem) {
+            Error::InvalidAdapter { code, .. } => code,
+            other => panic!("{other}"),
+        };
+        assert_eq!(code(Wanted::Adapter.small_files(&[]).unwrap_err()), "missing_config");
+        assert_eq!(code("the repository has no adapter_model.safetensors".into()), "missing_weights");
+    }
+}
