@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use candlewick::checkpoint::{Hub, HubEnv, HubOptions, Wanted};
 use candlewick::{Error, Result};
 
-use crate::hub_server::{COMMIT, ID, Repo, Request, Response, Server, partial, sha256};
+use crate::hub_server::{COMMIT, ID, Repo, Request, Response, Server, files_below, partial, sha256};
 
 struct Setup {
     room: tempfile::TempDir,
@@ -59,17 +59,6 @@ impl Setup {
         let entries = fs::read_dir(self.repository().join("blobs")).into_iter().flatten().flatten();
         entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
     }
-}
-
-fn files_below(directory: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! A small server that speaks the hub's protocol, and misbehaves on request.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -200,4 +202,16 @@ fn serve(
         }
     }
     stream.flush().ok()
+}
+
+/// The names of what a directory holds, sorted.
+pub(crate) fn files_below(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
