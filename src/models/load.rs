@@ -121,9 +121,18 @@ impl Checkpoint {
         })
     }
 
+    /// What the configuration was read from, for messages.
+    pub fn config_file(&self) -> String {
+        match &self.gguf {
+            Some(source) => source.path().display().to_string(),
+            None => "config.json".into(),
+        }
+    }
+
     /// `model_type` of the configuration.
     pub fn model_type(&self) -> Result<&str> {
-        let fields = Fields::new("config.json", &self.config)?;
+        let file = self.config_file();
+        let fields = Fields::new(&file, &self.config)?;
         match fields.text("model_type")? {
             Some(_) => Ok(self.config["model_type"].as_str().unwrap_or_default()),
             None => Err(fields.error("model_type", "the field is missing")),

@@ -77,7 +77,8 @@ impl Model {
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let model_type = checkpoint.model_type()?.to_owned();
         let mut config = checkpoint.config.clone();
-        let mut shape = (architecture(&model_type)?.config)(&Fields::new("config.json", &config)?)?;
+        let file = checkpoint.config_file();
+        let mut shape = (architecture(&model_type)?.config)(&Fields::new(&file, &config)?)?;
         if shape.tie_word_embeddings && has_own_head(checkpoint.tensors.as_ref())? {
             log::warn!(
                 "{}: the head is said to be the embedding, but another one is stored; it is used",

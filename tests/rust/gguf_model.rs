@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
+use candlewick::checkpoint::gguf::GgufEntry;
 use candlewick::{LoadOptions, Model};
 
-use crate::gguf::golden;
+use crate::gguf::{Copy, golden};
 
 pub(crate) fn load(path: &str, dtype: &str) -> Model {
     let options =
@@ -69,4 +70,15 @@ fn quantised_tensors_stay_quantised_and_compute_what_llama_cpp_does() {
             assert!(apart <= 0.6 * rounding, "{name} prompt {index}: {apart}, without codes {rounding}");
         }
     }
+}
+
+#[test]
+fn a_bad_value_is_blamed_on_the_file_that_has_it() {
+    let source = crate::gguf::open("yarn");
+    let room = tempfile::tempdir().unwrap();
+    let path = room.path().join("bad.gguf");
+    let copy = Copy::of(&source).set("qwen2.rope.freq_base", GgufEntry::F32(-1.0));
+    copy.write(&path).unwrap();
+    let error = Model::load(path.to_str().unwrap(), &LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("bad.gguf") && error.contains("rope_theta"), "{error}");
 }
