@@ -17,6 +17,7 @@ model = cw.Model.from_pretrained(sys.argv[1], device="cpu")
 embedder = cw.Embedder.from_pretrained(sys.argv[1], device="cpu")
 texts = ["w1 w2 w3 w4 w5 " * (index % 90 + 10) for index in range(3000)]
 generator = cw.Generator(model, temperature=0.0, ignore_eos=True)
+row = lambda tokens: dict.fromkeys(("input_ids", "labels"), [index % 512 for index in range(tokens)])
 generator.generate([1, 2, 3], max_new_tokens=2)
 long_prompt = [index % 512 for index in range(30000)]
 print("ready", flush=True)
@@ -37,6 +38,8 @@ CALLS = {
     "asyncio": "import asyncio; asyncio.run(generator.agenerate(long_prompt, max_new_tokens=1))",
     "encode": "embedder.encode(texts)",
     "encode one": "embedder.encode('w1 w2 w3 w4 w5 ' * 800)",
+    "encode one that is long": "embedder.encode('w1 w2 w3 w4 w5 ' * 4000)",
+    "train": "cw.Trainer(model, [row(4000)], max_length=4000, max_steps=9).train()",
     "aencode": "import asyncio; asyncio.run(embedder.aencode(texts))",
 }
 
