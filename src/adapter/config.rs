@@ -459,7 +459,7 @@ mod tests {
             rank: 5,
             alpha: 2.5,
             dropout: 0.1,
-            target_modules: Modules::Pattern(".*q_proj".into()),
+            target_modules: Modules::Names(vec!["q_proj".into(), "v_proj".into()]),
             exclude_modules: Some(Modules::Names(vec!["v_proj".into()])),
             use_rslora: true,
             use_dora: true,
@@ -475,6 +475,9 @@ mod tests {
         assert_eq!(read(config.to_peft(Some("org/base"))).unwrap(), config);
         let all = LoraConfig { target_modules: Modules::AllLinear, lora_bias: true, ..LoraConfig::default() };
         assert_eq!(read(all.to_peft(None)).unwrap(), all);
+        let pattern = Modules::Pattern(".*q_proj".into());
+        let pattern = LoraConfig { target_modules: pattern, ..LoraConfig::default() };
+        assert_eq!(read(pattern.to_peft(None)).unwrap(), pattern);
     }
 
     #[test]
