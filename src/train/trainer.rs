@@ -22,7 +22,7 @@ use crate::{Error, Result};
 const PASS_TOKENS: usize = 1024;
 
 /// Bytes of intermediate results that are kept where the trainer decides.
-const KEPT_BYTES: usize = 448 << 20;
+const KEPT_BYTES: usize = 400 << 20;
 
 /// What one optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
