@@ -39,7 +39,7 @@ CALLS = {
     "encode": "embedder.encode(texts)",
     "encode one": "embedder.encode('w1 w2 w3 w4 w5 ' * 800)",
     "encode one that is long": "embedder.encode('w1 w2 w3 w4 w5 ' * 4000)",
-    "train": "cw.Trainer(model, [row(4000)], max_length=4000, max_steps=9).train()",
+    "train": "cw.Trainer(model, [row(30000)], max_length=30000, max_steps=9).train()",
     "aencode": "import asyncio; asyncio.run(embedder.aencode(texts))",
 }
 
